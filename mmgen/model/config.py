@@ -1,0 +1,118 @@
+"""What a generator is made of: frozen dataclasses that go to JSON and back (no jax in here)."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mmgen_tokenizers.layout import TokenLayout
+
+__all__ = [
+    "BlockConfig", "ClassCondition", "Dropout", "FeatureCondition", "GeneratorConfig", "NextToken", "Sampling",
+    "TextCondition", "TokenLayout",
+]
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """Raster next-token prediction (LlamaGen, arXiv 2406.06525).
+
+    `positions` says where the condition stands for the rotary code: "none" as in LlamaGen, whose condition has no place at all
+    (its queries and keys are zero), or "diagonal": condition slot i stands at row = column = i and the picture's grid starts
+    behind it, so that the order of words matters.
+    """
+
+    positions: Literal["none", "diagonal"] = "none"
+
+
+@dataclass(frozen=True)
+class ClassCondition:
+    """One slot that holds a class; one more row of the table, number `classes`, is the null class of guidance."""
+
+    classes: int = 1000
+
+    @property
+    def slots(self) -> int:
+        return 1
+
+
+@dataclass(frozen=True)
+class TextCondition:
+    """`length` slots of SentencePiece tokens, padded on the left; the empty prompt is the null condition of guidance."""
+
+    vocabulary: int = 512
+    length: int = 32
+
+    @property
+    def slots(self) -> int:
+        return self.length
+
+
+@dataclass(frozen=True)
+class FeatureCondition:
+    """`length` slots of features of another model (T5 in LlamaGen), `width` numbers each, mapped by a two-layer MLP.
+    The null condition is a fixed array that belongs to the weights."""
+
+    width: int = 2048
+    length: int = 120
+
+    @property
+    def slots(self) -> int:
+        return self.length
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """One transformer layer: RMSNorm, grouped-query attention with a rotary code, RMSNorm, SwiGLU."""
+
+    width: int = 768
+    heads: int = 12
+    kv_heads: int | None = None  # None: as many as heads
+    mlp: int = 2048
+    qk_norm: bool = False
+    position: Literal["rope_1d", "rope_2d"] = "rope_2d"
+    rope_base: float = 10_000.0
+    norm_eps: float = 1e-5
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    def __post_init__(self):
+        groups = self.kv_heads or self.heads
+        rotated = 4 if self.position == "rope_2d" else 2
+        if self.width % self.heads or self.heads % groups or self.head_dim % rotated:
+            raise ValueError(
+                f"width {self.width} with {self.heads} heads and {groups} key-value heads does not divide evenly: width must be a "
+                f"multiple of heads, heads of kv_heads, and width / heads of {rotated} for {self.position}"
+            )
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Rates while training: token embeddings, the output of attention and MLP, and whole layers (drop path, rising with depth)."""
+
+    token: float = 0.0
+    residual: float = 0.0
+    mlp: float = 0.0
+    path: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Recommended settings, stored with the weights; `None` arguments of `generate` mean these."""
+
+    guidance: float = 1.0
+    guidance_schedule: Literal["constant", "linear"] | tuple[Literal["power_cosine"], float] = "constant"
+    temperature: float = 1.0
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    plan: NextToken = field(default_factory=NextToken)
+    layout: TokenLayout = field(default_factory=lambda: TokenLayout(height=16, width=16, codebook_size=16384))
+    condition: ClassCondition | TextCondition | FeatureCondition = field(default_factory=ClassCondition)
+    block: BlockConfig = field(default_factory=BlockConfig)
+    depth: int = 12
+    dropout: Dropout = field(default_factory=Dropout)
+    remat: bool = False  # recompute each layer in the backward pass: less memory, about a third more work
