@@ -1,0 +1,232 @@
+"""Weights on disk: safetensors of our own, and whatever published checkpoints come in.
+
+Parameters are nested dicts of arrays with string keys; on disk "a.b.c" names the array at params["a"]["b"]["c"].
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from .errors import UserError, nearest
+from .torch_files import read_torch
+
+PART_BYTES = 5_000_000_000
+WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
+NESTS = ("ema", "model", "module", "state_dict")  # where training codes keep the weights, the best first
+
+
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Writes the file whole or not at all: a full disk or a kill leaves the old one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": x}} -> {"a.b": x}. Keys are strings without dots."""
+    flat = {}
+    for key, value in params.items():
+        if not isinstance(key, str) or "." in key:
+            raise ValueError(f"a parameter's key must be a string without dots, not {key!r}")
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a.b": x} -> {"a": {"b": x}}."""
+    params: dict[str, Any] = {}
+    for name, value in flat.items():
+        *parents, last = name.split(".")
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return params
+
+
+def _parts(flat: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    parts: list[dict[str, np.ndarray]] = [{}]
+    size = 0
+    for name, array in flat.items():
+        if parts[-1] and size + array.nbytes > PART_BYTES:
+            parts.append({})
+            size = 0
+        parts[-1][name] = array
+        size += array.nbytes
+    return parts
+
+
+def save_arrays(folder: str | Path, params: Mapping[str, Any], stem: str = "model") -> None:
+    """Writes FOLDER/<stem>.safetensors; above 5 GB in parts, with an index of which part holds what, written last."""
+    folder = Path(folder)
+    flat = {name: np.asarray(value, order="C") for name, value in sorted(flatten(params).items())}
+    index = folder / f"{stem}.safetensors.index.json"
+    parts = _parts(flat)
+    if len(parts) == 1:
+        write_atomically(folder / f"{stem}.safetensors", save(flat))
+        index.unlink(missing_ok=True)
+        return
+    names = [f"{stem}-{i:05d}-of-{len(parts):05d}.safetensors" for i in range(1, len(parts) + 1)]
+    for name, part in zip(names, parts, strict=True):
+        write_atomically(folder / name, save(part))
+    where = {key: name for name, part in zip(names, parts, strict=True) for key in part}
+    total = sum(array.nbytes for array in flat.values())
+    write_atomically(index, json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=1).encode())
+    (folder / f"{stem}.safetensors").unlink(missing_ok=True)
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return load(path.read_bytes())
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged or no safetensors file ({error}): fetch or export it again") from None
+
+
+def _read_parts(index: Path) -> dict[str, np.ndarray]:
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError):
+        raise UserError(f"{index} is damaged: fetch or export it again") from None
+    flat = {}
+    for name in names:
+        path = index.parent / Path(name).name  # an index may not point out of its folder
+        if not path.is_file():
+            raise UserError(f"{path} is missing: {index.name} lists {len(names)} parts")
+        flat |= _read_safetensors(path)
+    return flat
+
+
+def _read_folder(folder: Path, stem: str = "model") -> dict[str, np.ndarray]:
+    path, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    if path.is_file():
+        return _read_safetensors(path)
+    if index.is_file():
+        return _read_parts(index)
+    raise UserError(f"there is no {path.name} in {folder}: name a folder that was exported or converted")
+
+
+def load_arrays(folder: str | Path, stem: str = "model") -> dict[str, Any]:
+    """Reads what `save_arrays` wrote into nested dicts of NumPy arrays. Raises `UserError` where there is none."""
+    return unflatten(_read_folder(Path(folder), stem))
+
+
+def _state_dict(content: Any) -> Any:
+    """The weights in a training checkpoint: under "ema", "model", "module" or "state_dict" (nested, even), or bare."""
+    while isinstance(content, Mapping):
+        nests = [content[key] for key in NESTS if isinstance(content.get(key), Mapping) and content[key]]
+        if not nests:
+            break
+        content = nests[0]
+    return {k: v for k, v in content.items() if isinstance(k, str)} if isinstance(content, Mapping) else {}
+
+
+def _unwrapped(name: str) -> str:
+    while name.startswith(WRAPPERS):
+        name = name.partition(".")[2]
+    return name
+
+
+def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
+    """Name -> array of a published checkpoint: safetensors (a file or a folder) or .pt, .pth, .ckpt, .bin of torch.
+
+    No torch is needed and nothing that a file says is run. Of several sets of weights the EMA is taken; the prefixes of
+    DistributedDataParallel and torch.compile are dropped; bfloat16 comes as float32. Raises `UserError` for a file that is
+    absent, damaged, or without tensors.
+    """
+    path = Path(path)
+    if path.is_dir():
+        state = _read_folder(path)
+    elif not path.is_file():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"there is no checkpoint {path}.{nearest(path.name, siblings)}")
+    else:
+        with path.open("rb") as file:
+            start = file.read(9)
+        state = _read_safetensors(path) if start[8:] == b"{" else read_torch(path, _state_dict)
+    arrays = {_unwrapped(name): value for name, value in state.items() if isinstance(value, np.ndarray)}
+    if not arrays:
+        raise UserError(f"{path} holds no tensors under {', '.join(NESTS)} or at its top: is it a checkpoint of weights?")
+    narrow = ("bfloat", "float8")
+    return {k: v.astype(np.float32) if v.dtype.name.startswith(narrow) else v for k, v in arrays.items()}
+
+
+# A rename table ----------------------------------------------------------------------------------------------------
+
+Row = tuple[str, str, str]
+"""(published name, our name, layout). "{i}" in both names stands for any one piece between dots. Layout: "" as it is,
+"linear" [out, in] <-> [in, out], "conv" [out, in, h, w] <-> [h, w, in, out]. An empty second name: known and not used."""
+
+
+def _laid_out(array: np.ndarray, layout: str, back: bool) -> np.ndarray:
+    if layout == "linear" and array.ndim == 2:
+        return array.T
+    if layout == "conv" and array.ndim == 4:
+        return array.transpose((3, 2, 0, 1) if back else (2, 3, 1, 0))
+    return array  # another rank than the layout's: its shape is reported as wrong
+
+
+def _matcher(rows: Sequence[Row], back: bool):
+    """name -> (name on the other side, layout), or None. The first row that matches counts."""
+    patterns = []
+    for theirs, ours, layout in rows:
+        source, target = (ours, theirs) if back else (theirs, ours)
+        if source:
+            pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^.]+)", re.escape(source))
+            patterns.append((re.compile(pattern), target, layout))
+
+    def match(name: str) -> tuple[str, str] | None:
+        for pattern, target, layout in patterns:
+            if found := pattern.fullmatch(name):
+                return target.format(**found.groupdict()), layout
+        return None
+
+    return match
+
+
+def _listed(what: str, names: Sequence[str], limit: int = 6) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return f"{what}: {', '.join(names[:limit])}{more}" if names else ""
+
+
+def rename(
+    state: Mapping[str, np.ndarray], rows: Sequence[Row], expected: Mapping[str, tuple[int, ...]], back: bool = False
+) -> dict[str, np.ndarray]:
+    """Published tensors under our names and layouts (or, with `back`, ours under theirs), as a flat dict.
+
+    `expected`: our flat names and shapes (with `back`: theirs). Raises `UserError` that lists by name what is missing,
+    what no row knows, and what has another shape.
+    """
+    match, reverse = _matcher(rows, back), _matcher(rows, not back)
+    renamed: dict[str, np.ndarray] = {}
+    extra, misshaped = [], []
+    for name, array in state.items():
+        target, layout = match(name) or (None, "")
+        if target == "":
+            continue
+        if target not in expected:
+            extra.append(name)
+            continue
+        renamed[target] = _laid_out(array, layout, back)
+        if renamed[target].shape != tuple(expected[target]):
+            misshaped.append(f"{name} {list(array.shape)} (for {target} {list(expected[target])})")
+    missing = [(reverse(name) or (name, ""))[0] for name in expected if name not in renamed]
+    problems = [_listed("missing", missing), _listed("not known", extra), _listed("of another shape", misshaped)]
+    if any(problems):
+        raise UserError("the checkpoint does not fit: " + "; ".join(filter(None, problems)) + ". Pass the config it was trained with")
+    return renamed
