@@ -1,0 +1,37 @@
+# `make quickstart` and `make test` set up all that they need in .venv; `make setup` does only that part.
+# Another interpreter: make setup PYTHON=python3.12     More than the base: make setup EXTRAS=gpu
+
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS ?= dev
+INSTALLED := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+comma := ,
+
+# The first interpreter that runs and is new enough: python3 may be older than another one beside it.
+RECENT := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p $(RECENT) >/dev/null 2>&1 && { echo $$p; break; }; done)
+
+.PHONY: setup quickstart test test-all lint
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml tokenizers/pyproject.toml
+	@test -n "$(PYTHON)" && $(PYTHON) $(RECENT) || { \
+		echo "error: mmgen needs Python 3.11 or later; name one: make $(or $(MAKECMDGOALS),setup) PYTHON=/path/to/python3" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "error: $(PYTHON) cannot make a virtual environment: install its venv module (Debian, Ubuntu: python3-venv)" >&2; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ./tokenizers -e ".[$(EXTRAS)]"
+	@touch $@
+
+quickstart: setup
+	$(BIN)/mmgen quickstart
+
+test: setup
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: setup
+	$(BIN)/python -m pytest -q
+
+lint: setup
+	$(BIN)/ruff check .
