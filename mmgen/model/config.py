@@ -5,22 +5,12 @@ from typing import Literal
 
 from mmgen_tokenizers.layout import TokenLayout
 
+from mmgen.plan.next_token import NextToken
+
 __all__ = [
     "BlockConfig", "ClassCondition", "Dropout", "FeatureCondition", "GeneratorConfig", "NextToken", "Sampling",
     "TextCondition", "TokenLayout",
 ]
-
-
-@dataclass(frozen=True)
-class NextToken:
-    """Raster next-token prediction (LlamaGen, arXiv 2406.06525).
-
-    `positions` says where the condition stands for the rotary code: "none" as in LlamaGen, whose condition has no place at all
-    (its queries and keys are zero), or "diagonal": condition slot i stands at row = column = i and the picture's grid starts
-    behind it, so that the order of words matters.
-    """
-
-    positions: Literal["none", "diagonal"] = "none"
 
 
 @dataclass(frozen=True)
@@ -116,3 +106,12 @@ class GeneratorConfig:
     depth: int = 12
     dropout: Dropout = field(default_factory=Dropout)
     remat: bool = False  # recompute each layer in the backward pass: less memory, about a third more work
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """After how many layers each head reads the hidden state."""
+        return self.plan.taps(self.depth)
+
+    @property
+    def layers(self) -> int:
+        return max(self.taps)

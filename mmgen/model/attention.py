@@ -1,0 +1,44 @@
+"""Attention under the plan's rule: over all slots at once, and over a cache."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from mmgen.plan.plan import GenerationPlan, PlanBatch
+
+
+def mask_of(plan: GenerationPlan, batch: PlanBatch | None) -> Bool[Array, "#b 1 s s"] | None:
+    """The rule over all slots; None where plain causal attention says the same."""
+    if batch is None and plan.causal:
+        return None
+    slot = np.arange(plan.slots)
+    allow = jnp.asarray(plan.allow(slot, slot))[None]
+    if batch is not None:
+        allow &= batch.valid[:, None, :] | jnp.eye(plan.slots, dtype=bool)
+    return allow[:, None]
+
+
+def attend(
+    q: Float[Array, "b s h k"], k: Float[Array, "b z g k"], v: Float[Array, "b z g k"], mask: Bool[Array, "#b 1 s z"] | None
+) -> Float[Array, "b s h k"]:
+    """Softmax(q k / sqrt(K)) v; query heads h share key-value head h // (H / G). `mask` None: causal."""
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=mask is None)
+
+
+def attend_cached(
+    q: Float[Array, "r f h k"], k: Float[Array, "r g z k"], v: Float[Array, "r g z k"], mask: Bool[Array, "#r f z"]
+) -> Float[Array, "r f h k"]:
+    """The same over a cache laid out [R, G, Z, K], so that the few queries of a step read it in one contiguous sweep.
+
+    Rows that the mask hides may hold anything: their values are zeroed too, since 0 x NaN is NaN.
+    """
+    R, F, H, K = q.shape
+    G = k.shape[1]
+    q = q.reshape(R, F, G, H // G, K).transpose(0, 2, 3, 1, 4).reshape(R, G, H // G * F, K)
+    score = jnp.einsum("rgqk,rgzk->rgqz", q, k, preferred_element_type=jnp.float32) * K**-0.5
+    seen = jnp.broadcast_to(mask[:, None, None], (mask.shape[0], 1, H // G, F, mask.shape[-1]))
+    seen = seen.reshape(mask.shape[0], 1, H // G * F, -1)
+    weight = jax.nn.softmax(jnp.where(seen, score, -jnp.inf), axis=-1).astype(v.dtype)
+    out = jnp.einsum("rgqz,rgzk->rgqk", weight, v)
+    return out.reshape(R, G, H // G, F, K).transpose(0, 3, 1, 2, 4).reshape(R, F, H, K)

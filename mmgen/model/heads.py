@@ -1,0 +1,40 @@
+"""From hidden states to what is predicted at a site: the distribution, its loss and its sampler."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from mmgen.model.config import GeneratorConfig
+from mmgen.model.layers import RMSNorm, weight
+
+
+class VocabularyHead(nnx.Module):
+    """RMSNorm and a linear map to `codebook_size` logits, times `groups` where a site holds several sub-tokens, which are
+    then independent given the hidden state. The map starts at zero: the first loss is log V (LlamaGen, arXiv 2406.06525)."""
+
+    def __init__(self, c: GeneratorConfig, rngs: nnx.Rngs):
+        self.groups, self.size = c.layout.groups, c.layout.codebook_size
+        self.norm = RMSNorm(c.block.width, ("embed",), c.block.norm_eps)
+        self.map = weight(rngs, (c.block.width, self.groups * self.size), ("embed", "vocab"), scale=0.0)
+
+    def features(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        """What plans combine over slots before the one product of `logits`."""
+        return self.norm(hidden)
+
+    def logits(self, features: Float[Array, "b n d"]) -> Float[Array, "b n ..."]:
+        """float32 [B, N, V], or [B, N, G, V] with groups."""
+        y = jnp.matmul(features, self.map[...].astype(features.dtype), preferred_element_type=jnp.float32)
+        return y.reshape(*y.shape[:2], self.groups, self.size) if self.groups > 1 else y
+
+
+def cross_entropy(logits: Float[Array, "b n *g v"], tokens: Int[Array, "b n *g"]) -> Float[Array, "b n"]:
+    """Negative log-likelihood of each site in nats; a group's sub-tokens add up."""
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    loss = jax.nn.logsumexp(logits, axis=-1) - chosen
+    return loss.reshape(*loss.shape[:2], -1).sum(-1)
+
+
+def choose(scores: Float[Array, "b e *g v"], noise: Float[Array, "b e *g v"]) -> Int[Array, "b e *g"]:
+    """A sample of softmax(scores), which need not be normalised, by the Gumbel-max trick."""
+    return jnp.argmax(scores + noise, axis=-1).astype(jnp.int32)

@@ -1,0 +1,185 @@
+"""The decoder-only transformer. It knows slots, times and heads; which system it is, the plan and the configuration say.
+
+Parameters are a plain dict {"ends": condition, input rule, heads; "blocks": the layers, stacked on axis 0}.
+A batch is a dict: "ids" int32 [B, N(, G)] and one of "label" int32 [B] | "prompt" int32 [B, C] with "prompt_valid" bool [B, C] |
+"features" float32 [B, C, F] with "features_valid" bool [B, C].
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from mmgen.model import heads as heads_module
+from mmgen.model.attention import attend, mask_of
+from mmgen.model.config import GeneratorConfig
+from mmgen.model.heads import VocabularyHead
+from mmgen.model.inputs import Shift, Slots, condition_embedding
+from mmgen.model.layers import Block
+from mmgen.model.positions import rotary_angles
+from mmgen.plan.plan import GenerationPlan, PlanBatch
+
+__all__ = ["axes", "build_plan", "forward", "init", "loss"]
+
+
+class Ends(nnx.Module):
+    """All but the layers."""
+
+    def __init__(self, c: GeneratorConfig, rngs: nnx.Rngs):
+        self.condition = condition_embedding(c, rngs)
+        self.input = Shift(c, rngs)
+        self.heads = nnx.Dict({f"head{i}": VocabularyHead(c, rngs) for i in range(len(c.taps))})
+
+
+@functools.cache
+def build_plan(c: GeneratorConfig) -> GenerationPlan:
+    return c.plan.build(c.layout, c.condition.slots)
+
+
+@functools.cache
+def _structure(make, *args) -> tuple[nnx.GraphDef, nnx.State]:
+    """Graph definition and abstract parameters, without allocating."""
+    return nnx.split(nnx.eval_shape(lambda: make(*args, nnx.Rngs(0))), nnx.Param)
+
+
+def ends_of(c: GeneratorConfig, params: dict) -> Ends:
+    return nnx.merge(_structure(Ends, c)[0], nnx.State(params["ends"]))
+
+
+def layer_of(c: GeneratorConfig, params: dict, kind: type[Block] = Block) -> Block:
+    return nnx.merge(_structure(kind, c.block)[0], nnx.State(params))
+
+
+def init(c: GeneratorConfig, key: PRNGKeyArray) -> dict:
+    """Fresh parameters, float32."""
+
+    def pure(module: nnx.Module) -> dict:
+        return nnx.to_pure_dict(nnx.state(module, nnx.Param))
+
+    def block(key):
+        return pure(Block(c.block, nnx.Rngs(key)))
+
+    ends, blocks = jax.random.split(key)
+    return {"ends": pure(Ends(c, nnx.Rngs(ends))), "blocks": jax.vmap(block)(jax.random.split(blocks, c.layers))}
+
+
+def axes(c: GeneratorConfig) -> dict:
+    """Logical axis names of every parameter, in the structure of `init`; "frozen" marks what training leaves alone."""
+
+    def names(make, *args) -> dict:
+        flat = nnx.to_flat_state(_structure(make, *args)[1])
+        return nnx.to_pure_dict(nnx.from_flat_state([(path, p.replace(p.get_metadata()["axes"])) for path, p in flat]))
+
+    blocks = jax.tree.map(lambda a: ("layers", *a), names(Block, c.block), is_leaf=lambda a: isinstance(a, tuple))
+    return {"ends": names(Ends, c), "blocks": blocks}
+
+
+def plan_batch(c: GeneratorConfig, batch: dict) -> PlanBatch | None:
+    """Which slots are padding; None where none is."""
+    for name in ("prompt_valid", "features_valid"):
+        if name in batch:
+            content = jnp.ones((len(batch[name]), build_plan(c).slots - c.condition.slots), bool)
+            return PlanBatch(valid=jnp.concatenate([batch[name].astype(bool), content], axis=1))
+    return None
+
+
+def embed(c: GeneratorConfig, ends: Ends, batch: dict, plan: GenerationPlan) -> Float[Array, "b s d"]:
+    """Inputs of all slots: the condition first, then the input rule."""
+    rest = Slots(*(jnp.asarray(a[plan.condition_slots :])[None] for a in (plan.kind, plan.source, plan.position)))
+    return jnp.concatenate([ends.condition(batch), ends.input(batch["ids"], rest)], axis=1)
+
+
+def combine(plan: GenerationPlan, heads: nnx.Dict, states: list[Float[Array, "b s d"]]) -> Float[Array, "b n ..."]:
+    """Logits of every site: per head, the weighted sum of its slots' features, then one product."""
+    return combine_with(heads, states, plan.combine_slot, plan.combine_head, plan.combine_weight)
+
+
+def combine_with(heads: nnx.Dict, states: list, slot: np.ndarray, head: np.ndarray, weight: np.ndarray) -> Array:
+    """`slot`, `head`, `weight` [E, K] over the slots of `states` [B, F, D]; a step of decoding passes its own few rows."""
+    logits = []
+    for i, hidden in enumerate(states):
+        features = heads[f"head{i}"].features(hidden)
+        if len(states) == 1 and slot.shape[1] == 1:  # every weight is 1
+            mixed = features[:, slot[:, 0]]
+        else:
+            share = jnp.where(head == i, weight, 0.0).astype(features.dtype)
+            mixed = jnp.einsum("bekd,ek->bed", features[:, slot], share)
+        logits.append(heads[f"head{i}"].logits(mixed))
+    return sum(logits[1:], logits[0])
+
+
+def forward(
+    c: GeneratorConfig,
+    params: dict,
+    batch: dict,
+    key: PRNGKeyArray | None = None,
+    dtype: jnp.dtype = jnp.float32,
+    collect: list | None = None,
+) -> Float[Array, "b n ..."]:
+    """Teacher-forced logits, float32 [B, N, V] ([B, N, G, V] with groups): row n predicts site n from earlier ones.
+
+    `key`: dropout is on. `dtype`: what matrices multiply in. `collect`: a list that receives the hidden states at each tap.
+    """
+    plan, extra = build_plan(c), plan_batch(c, batch)
+    params = jax.tree.map(lambda p: p.astype(dtype), params)
+    ends = ends_of(c, params)
+    x = embed(c, ends, batch, plan)
+    keys = jax.random.split(jax.random.key(0) if key is None else key, c.layers + 1)
+    x = _drop(c.dropout.token if key is not None else 0.0, keys[-1])(x)
+    angles = rotary_angles(c.block, jnp.asarray(plan.position)[None])
+    mask = mask_of(plan, extra)
+
+    def layer(x, inputs):
+        p, key_layer, path = inputs
+        drops = _layer_drops(c, key_layer, path) if key is not None else {}
+        return layer_of(c, p)(x, angles, lambda q, k, v: attend(q, k, v, mask), **drops), None
+
+    layer = jax.checkpoint(layer) if c.remat else layer
+    path = c.dropout.path * np.arange(c.layers) / max(1, c.layers - 1)
+    states, start = [], 0
+    for tap in c.taps:
+        piece = jax.tree.map(lambda a: a[start:tap], (params["blocks"], keys[:-1], jnp.asarray(path, jnp.float32)))
+        x, _ = jax.lax.scan(layer, x, piece)
+        states.append(x)
+        start = tap
+    if collect is not None:
+        collect.extend(states)
+    return combine(plan, ends.heads, states)
+
+
+def loss(
+    c: GeneratorConfig, params: dict, batch: dict, key: PRNGKeyArray | None = None, dtype: jnp.dtype = jnp.float32
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Mean cross-entropy over sites in nats, weighted by the plan, and metrics: "loss", "accuracy" (of the likeliest token)."""
+    logits = forward(c, params, batch, key, dtype)
+    weight = jnp.asarray(build_plan(c).loss_weight)
+    value = jnp.mean(heads_module.cross_entropy(logits, batch["ids"]) * weight) / c.layout.groups
+    accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == batch["ids"])
+    return value, {"loss": value, "accuracy": accuracy}
+
+
+def _drop(rate: float, key: PRNGKeyArray):
+    """Dropout by elements at a static rate."""
+    return lambda y: y if rate == 0.0 else jnp.where(jax.random.bernoulli(key, 1 - rate, y.shape), y / (1 - rate), 0)
+
+
+def _layer_drops(c: GeneratorConfig, key: PRNGKeyArray, path: Float[Array, ""]) -> dict:
+    """Dropout of a layer's two branches, and drop path (arXiv 1603.09382), which drops a branch for a whole sample."""
+
+    def branch(rate: float, key: PRNGKeyArray):
+        key_element, key_path = jax.random.split(key)
+
+        def drop(y):
+            y = _drop(rate, key_element)(y)
+            if c.dropout.path == 0.0:
+                return y
+            keep = jax.random.bernoulli(key_path, 1 - path, (len(y), 1, 1))
+            return jnp.where(keep, y / (1 - path).astype(y.dtype), 0)
+
+        return drop
+
+    key_attention, key_mlp = jax.random.split(key)
+    return {"drop_attention": branch(c.dropout.residual, key_attention), "drop_mlp": branch(c.dropout.mlp, key_mlp)}

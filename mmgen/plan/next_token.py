@@ -1,0 +1,58 @@
+"""Next-token prediction in raster order: LlamaGen (arXiv 2406.06525), Parti (2206.10789), Chameleon (2405.09818).
+
+    slots   c0 .. cC-1  x0  x1  x2 ..        each slot reads itself and what stands before it
+    sites           x0  x1  x2  x3 ..        each slot predicts the next token
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from mmgen_tokenizers.layout import TokenLayout
+
+from mmgen.plan.plan import COLUMN, CONDITION, CONTENT, INDEX, NOWHERE, POSITIONS, ROW, GenerationPlan
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """`positions` says where the condition stands for the rotary code: "none" as in LlamaGen, whose condition has no place (its
+    queries and keys are zero vectors), or "diagonal": condition slot i stands at row = column = i and the picture's grid
+    begins behind it, so that the order of words matters.
+    """
+
+    positions: Literal["none", "diagonal"] = "none"
+
+    def build(self, layout: TokenLayout, condition_slots: int) -> GenerationPlan:
+        sites, C = layout.sites, condition_slots
+        slots = C + sites - 1
+        time = np.arange(slots) - (C - 1)
+        kind = np.where(time <= 0, CONDITION, CONTENT)
+        source = np.where(time <= 0, -1, time - 1)
+        return GenerationPlan(
+            kind=kind,
+            source=source,
+            reads=time,
+            visible=time,
+            clique=np.full(slots, -1),
+            position=self._position(layout, C),
+            site_time=np.arange(sites),
+            combine_slot=C - 1 + np.arange(sites)[:, None],
+            combine_head=np.zeros((sites, 1), int),
+            combine_weight=np.ones((sites, 1), np.float32),
+            loss_weight=np.ones(sites, np.float32),
+        )
+
+    def taps(self, depth: int) -> tuple[int, ...]:
+        """One head, behind the last layer."""
+        return (depth,)
+
+    def _position(self, layout: TokenLayout, C: int) -> np.ndarray:
+        site = np.arange(layout.sites - 1)
+        condition = np.arange(C)
+        start = C if self.positions == "diagonal" else 0
+        position = np.zeros((C + len(site), POSITIONS), int)
+        position[C:, ROW] = start + site // layout.width
+        position[C:, COLUMN] = start + site % layout.width
+        position[:C, [ROW, COLUMN]] = condition[:, None] if self.positions == "diagonal" else NOWHERE
+        position[:, INDEX] = np.arange(C + len(site))
+        return position
