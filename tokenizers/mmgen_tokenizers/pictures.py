@@ -1,0 +1,200 @@
+"""Pictures: files of every kind -> uint8 [H, W, 3], squares for training, grids and PNG files of results."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps, PngImagePlugin
+
+from .errors import UserError
+from .files import write_atomically
+
+MAX_PIXELS = 1 << 27  # 134 million: 400 MB as RGB. What claims more is refused before it is unpacked.
+SMALLEST_CROP = 0.8  # random crops show at least this fraction of the shorter side
+# Formats that Pillow decodes itself. Not EPS, whose plug-in runs Ghostscript on the file.
+FORMATS = ("PNG", "JPEG", "MPO", "JPEG2000", "WEBP", "AVIF", "GIF", "BMP", "DIB", "ICO", "TIFF", "PPM", "PSD", "TGA", "PCX", "QOI")
+
+Picture = UInt8[np.ndarray, "H W 3"]
+
+
+class PictureError(UserError):
+    """A file that cannot be read as a picture: damaged, of another type, or far too large."""
+
+
+def _available_formats() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]  # AVIF and JPEG2000 depend on how Pillow was built
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF (or XMP) orientation says. Unreadable EXIF says nothing: the picture is taken as it lies."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # EXIF is a second file format, with damage of its own
+        return image
+
+
+def _grey16(image: Image.Image) -> Picture:
+    """16 bits a pixel (in Pillow's modes I;16 and I) to 8: scaled by 255 / 65535, where convert() would clip."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise PictureError("its integers need more than 16 bits: convert it to 8 or 16 bits")
+    grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
+    if isinstance(key := image.info.get("transparency"), int):  # one grey value of a PNG is transparent
+        grey[values == key] = 255
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _grey_float(image: Image.Image) -> Picture:
+    """Float pixels: 0..1 or 0..255, told apart by the largest; anything else has no known scale."""
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > 255:
+        raise PictureError("its floats lie outside of 0..1 and 0..255: convert it to 8 or 16 bits")
+    grey = np.rint(values * (255 if values.max() <= 1 else 1)).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _rgb(image: Image.Image) -> Picture:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _grey16(image)
+    if image.mode == "F":
+        return _grey_float(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
+def _decode(data: bytes) -> Picture:
+    if not data:
+        raise PictureError("it is empty")
+    with Image.open(io.BytesIO(data), formats=_available_formats()) as image:
+        width, height = image.size
+        if not 0 < width * height <= MAX_PIXELS:
+            raise PictureError(f"it claims {width} x {height} pixels, the limit is {MAX_PIXELS:,}")
+        image.load()  # once: some damaged PNGs raise at the first load and pass at the second
+        return _rgb(_upright(image))
+
+
+def read_picture(source: str | Path | bytes) -> Picture:
+    """Reads a picture as uint8 [H, W, 3], judged by its content, whatever its name says.
+
+    Turned upright by EXIF, 16 bits and floats scaled to 8, palette, grey, CMYK and Lab converted, transparency laid on
+    white, the first frame of an animation. Raises `PictureError` that names the file and the cause; never a part of a
+    picture, and never more than 134 million pixels.
+    """
+    name = "the picture" if isinstance(source, bytes) else str(source)
+    try:
+        return _decode(source if isinstance(source, bytes) else Path(source).read_bytes())
+    except PictureError as error:
+        raise PictureError(f"cannot read {name}: {error}") from None
+    except Image.UnidentifiedImageError:
+        raise PictureError(f"cannot read {name}: it is no picture of a known format") from None
+    except MemoryError:
+        raise PictureError(f"cannot read {name}: it asks for more memory than there is") from None
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+        raise PictureError(f"cannot read {name}: {error}") from None
+
+
+# Squares -----------------------------------------------------------------------------------------------------------
+
+
+def resize_shorter(picture: Picture, size: int) -> Picture:
+    """Scales so that the shorter side has `size` pixels, with antialiasing (Lanczos)."""
+    height, width = picture.shape[:2]
+    shorter = min(height, width)
+    if shorter == size:
+        return picture
+    shape = (max(size, round(width * size / shorter)), max(size, round(height * size / shorter)))
+    return np.array(Image.fromarray(picture).resize(shape, Image.Resampling.LANCZOS))
+
+
+def center_crop(picture: Picture, size: int) -> Picture:
+    """The middle `size` x `size` pixels."""
+    top, left = (picture.shape[0] - size) // 2, (picture.shape[1] - size) // 2
+    return picture[top : top + size, left : left + size]
+
+
+def fit(
+    picture: Picture,
+    size: int,
+    crop: Literal["center", "random"] = "center",
+    flip: bool = False,
+    rng: np.random.Generator | None = None,
+) -> UInt8[np.ndarray, "size size 3"]:
+    """A square of `size` pixels: the shorter side scaled, the longer one cropped.
+
+    "random" crops show 80% to 100% of the shorter side at a random place (as in ADM, arXiv 2105.05233); `flip` mirrors
+    every second picture. Both draw from `rng`, which they need.
+    """
+    if crop == "random":
+        picture = resize_shorter(picture, int(rng.integers(size, int(size / SMALLEST_CROP) + 1)))
+        top, left = (int(rng.integers(0, side - size + 1)) for side in picture.shape[:2])
+        picture = picture[top : top + size, left : left + size]
+    else:
+        picture = center_crop(resize_shorter(picture, size), size)
+    if flip and rng.random() < 0.5:
+        picture = picture[:, ::-1]
+    return np.ascontiguousarray(picture)
+
+
+def ten_crop(picture: Picture, size: int, margin: float = 1.1) -> UInt8[np.ndarray, "10 size size 3"]:
+    """Four corners and the middle of the central square of margin x `size` pixels, and the same five of its mirror image.
+
+    The crops that LlamaGen (arXiv 2406.06525) and RAR (arXiv 2411.00776) train on; theirs use margins 1.1 and 1.05.
+    """
+    side = int(size * margin)
+    square = center_crop(resize_shorter(picture, side), side)
+    far = side - size
+
+    def five(square: np.ndarray) -> list[np.ndarray]:
+        corners = [(0, 0), (0, far), (far, 0), (far, far)]
+        return [square[y : y + size, x : x + size] for y, x in corners] + [center_crop(square, size)]
+
+    return np.stack(five(square) + five(square[:, ::-1]))
+
+
+# Results -----------------------------------------------------------------------------------------------------------
+
+
+def to_float(pictures: UInt8[np.ndarray, "*B H W 3"]) -> Float[np.ndarray, "*B H W 3"]:
+    """uint8 0..255 -> float32 -1..1."""
+    return pictures.astype(np.float32) / 127.5 - 1
+
+
+def to_uint8(pictures: Float[np.ndarray, "*B H W 3"]) -> UInt8[np.ndarray, "*B H W 3"]:
+    """Float -1..1 (clamped) -> uint8 0..255; uint8 stays as it is."""
+    pictures = np.asarray(pictures)
+    if pictures.dtype == np.uint8:
+        return pictures
+    return np.rint((np.clip(pictures.astype(np.float32), -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def grid(pictures: Float[np.ndarray, "B H W 3"], columns: int, gap: int = 2) -> Picture:
+    """Pictures (uint8, or float in -1..1) side by side in rows of `columns`, with `gap` white pixels between."""
+    pictures = to_uint8(pictures)
+    count, height, width, _ = pictures.shape
+    rows = -(-count // columns)
+    page = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for i, picture in enumerate(pictures):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        page[top : top + height, left : left + width] = picture
+    return page
+
+
+def png_bytes(picture: Picture, text: Mapping[str, str] | None = None) -> bytes:
+    """A PNG file's content; `text` becomes its international text chunks."""
+    info = PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        info.add_itxt(key, str(value))
+    buffer = io.BytesIO()
+    Image.fromarray(to_uint8(picture)).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def write_png(path: str | Path, picture: Picture, text: Mapping[str, str] | None = None) -> None:
+    """Writes a picture (uint8, or float in -1..1), whole or not at all, with `text` as PNG metadata."""
+    write_atomically(path, png_bytes(picture, text))
