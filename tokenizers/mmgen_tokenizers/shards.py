@@ -1,0 +1,299 @@
+"""Token shards: a data set of pictures that a tokenizer has already turned into ids.
+
+A folder with `manifest.json` and files `shard-00000.array_record`, ... One record a picture: a line of JSON (label, caption,
+height, width, shape and type of the ids), a newline, and the ids as little-endian uint16 or uint32 [crops, N(, G)]. Several
+crops of one picture are several versions to train on. The manifest says which tokenizer wrote the ids, how they are
+arranged and how the pictures were cropped; it is written last, so a folder without one is not complete.
+"""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+import threading
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from jaxtyping import Int
+
+from .errors import UserError, nearest
+from .files import write_atomically
+from .layout import TokenLayout
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+Crops = Literal["center", "ten", "random"]
+RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
+
+
+def is_shards(folder: str | Path) -> bool:
+    """Whether the folder holds token shards (complete or not)."""
+    folder = Path(folder)
+    return folder.is_dir() and any(folder.glob("shard-*.array_record"))
+
+
+def _encode(ids: np.ndarray, about: Mapping[str, Any]) -> bytes:
+    header = {"shape": ids.shape, "dtype": ids.dtype.name} | {key: value for key, value in about.items() if value is not None}
+    return json.dumps(header).encode() + b"\n" + ids.tobytes()  # JSON has no raw newline
+
+
+def _decode(record: bytes) -> dict[str, Any]:
+    header, _, data = record.partition(b"\n")
+    about = json.loads(header)
+    ids = np.frombuffer(data, np.dtype(about.pop("dtype")).newbyteorder("<")).astype(np.int32)
+    return {"ids": ids.reshape(about.pop("shape"))} | about
+
+
+class ShardWriter:
+    """Writes token shards; a context manager, which writes the manifest when its block ends without an error.
+
+    `tokenizer` is the fingerprint of what made the ids; `crops` says how pictures were cropped: "center", "ten" (LlamaGen's
+    ten-crop) or "random"; `labels` are the names of the classes.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        tokenizer: str,
+        layout: TokenLayout,
+        crops: Crops = "center",
+        labels: Sequence[str] | None = None,
+        records_per_file: int = 1 << 16,
+    ):
+        self.folder = Path(folder)
+        if is_shards(self.folder):
+            raise UserError(f"{self.folder} already holds token shards: choose another folder or delete it")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.layout, self.records_per_file = layout, records_per_file
+        self.dtype = np.dtype("<u2" if layout.codebook_size <= 1 << 16 else "<u4")
+        self.files: list[dict[str, Any]] = []
+        self.about = {
+            "format": FORMAT,
+            "tokenizer": tokenizer,
+            "layout": dataclasses.asdict(layout),
+            "crops": crops,
+            "labels": list(labels) if labels is not None else None,
+        }
+        self._writer: ArrayRecordWriter | None = None
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._close_file()
+
+    def add(
+        self,
+        ids: Int[np.ndarray, "crops N *G"],
+        label: int | None = None,
+        caption: str | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> None:
+        """Appends one picture: its ids in one or more crops, and its original height and width in pixels."""
+        ids = np.asarray(ids)
+        groups = (self.layout.groups,) if self.layout.groups > 1 else ()
+        if ids.ndim != 2 + len(groups) or ids.shape[1:] != (self.layout.sites, *groups) or not len(ids):
+            raise UserError(f"ids of shape {list(ids.shape)} are not [crops, {self.layout.sites}{', G' if groups else ''}]")
+        if ids.min() < 0 or ids.max() >= self.layout.codebook_size:
+            raise UserError(f"ids {ids.min()}..{ids.max()} are outside of the codebook of {self.layout.codebook_size} codes")
+        label = None if label is None else int(label)
+        record = _encode(ids.astype(self.dtype), {"label": label, "caption": caption, "height": height, "width": width})
+        with self._disk_errors():
+            self._file().write(record)
+        self.files[-1]["count"] += 1
+
+    def _file(self) -> ArrayRecordWriter:
+        if self._writer is None or self.files[-1]["count"] >= self.records_per_file:
+            self._close_file()
+            name = f"shard-{len(self.files):05d}.array_record"
+            self._writer = ArrayRecordWriter(str(self.folder / name), "group_size:1")
+            self.files.append({"name": name, "count": 0})
+        return self._writer
+
+    def _close_file(self) -> None:
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            with self._disk_errors():
+                writer.close()
+
+    def _disk_errors(self) -> "_DiskErrors":
+        return _DiskErrors(self.folder)
+
+    def close(self) -> None:
+        """Finishes the last file and writes the manifest."""
+        self._close_file()
+        manifest = self.about | {"count": sum(file["count"] for file in self.files), "files": self.files}
+        write_atomically(self.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+
+
+class _DiskErrors:
+    """array_record reports a full disk as a RuntimeError or ValueError; here it becomes the OSError that it is."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, _) -> None:
+        if error is not None and not isinstance(error, OSError) and "No space left" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder)) from None
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise UserError(f"there is no folder {folder}.{nearest(folder.name, siblings)}")
+    if not path.is_file():
+        state = "are not complete: the run that wrote them was stopped" if is_shards(folder) else "are not here"
+        raise UserError(f"the token shards of {folder} {state} ({MANIFEST} is missing): run `mmgen tokenize`")
+    try:
+        manifest = json.loads(path.read_text())
+        version = manifest["format"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is no manifest of token shards: run `mmgen tokenize` again") from None
+    if version != FORMAT:
+        raise UserError(f"{path} has format {version}, this version reads {FORMAT}: update mmgen or tokenize again")
+    return manifest
+
+
+def _cache_root() -> Path:
+    return Path(os.environ.get("MMGEN_CACHE", Path.home() / ".cache" / "mmgen"))
+
+
+def _copied(folder: Path, manifest: Mapping[str, Any]) -> Path:
+    """The shards on the local disk: a copy named by the manifest's content and place, made once, whole or not at all."""
+    key = hashlib.sha256(f"{folder.resolve()} {json.dumps(manifest, sort_keys=True)}".encode()).hexdigest()[:16]
+    target = _cache_root() / "shards" / key
+    if target.is_dir():
+        return target
+    temporary = target.with_name(f".{key}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        for file in manifest["files"]:
+            shutil.copyfile(folder / file["name"], temporary / file["name"])
+        temporary.rename(target)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not target.is_dir():  # another process may have been faster
+            raise
+    return target
+
+
+class ShardReader:
+    """Random access to token shards: `reader[i]` is a dict with int32 "ids" [crops, N(, G)] and, where the picture had
+    them, "label", "caption", "height", "width".
+
+    `cache`: "ram" reads everything now; "disk" copies the files to MMGEN_CACHE (else ~/.cache/mmgen) first, for folders
+    on object stores; None reads records where they lie. Safe to use from several threads.
+    """
+
+    def __init__(self, folder: str | Path, cache: Literal["ram", "disk"] | None = None):
+        self.folder = Path(folder)
+        self.manifest = _read_manifest(self.folder)
+        self.layout = TokenLayout(**self.manifest["layout"])
+        self.tokenizer: str = self.manifest["tokenizer"]
+        self.crops: Crops = self.manifest["crops"]
+        labels = self.manifest["labels"]
+        self.labels: tuple[str, ...] | None = None if labels is None else tuple(labels)
+        place = _copied(self.folder, self.manifest) if cache == "disk" else self.folder
+        self._readers = [self._open(place / file["name"], file["count"]) for file in self.manifest["files"]]
+        self._ends = list(accumulate(file["count"] for file in self.manifest["files"]))
+        self._lock = threading.Lock()  # a reader has one position in its file
+        self._records = [record for reader in self._readers for record in reader.read_all()] if cache == "ram" else None
+
+    @staticmethod
+    def _open(path: Path, count: int) -> ArrayRecordReader:
+        try:
+            reader = ArrayRecordReader(str(path), RANDOM_ACCESS)
+            found = reader.num_records()
+        except Exception as error:  # array_record raises what its C++ side does
+            raise UserError(f"cannot read {path} ({str(error).splitlines()[0]}): run `mmgen tokenize` again") from None
+        if found != count:
+            raise UserError(f"{path} holds {found} records, its manifest says {count}: run `mmgen tokenize` again")
+        return reader
+
+    def __len__(self) -> int:
+        return self.manifest["count"]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"picture {index} of {len(self)}")
+        if self._records is not None:
+            return _decode(self._records[index])
+        shard = bisect_right(self._ends, index)
+        start = self._ends[shard - 1] if shard else 0
+        with self._lock:
+            return _decode(self._readers[shard].read([index - start])[0])
+
+
+# LlamaGen's codes --------------------------------------------------------------------------------------------------
+
+
+def _llamagen_folders(folder: Path) -> tuple[Path, Path | None]:
+    """<dataset><size>_codes and <dataset><size>_labels in what extract_codes_c2i.py calls --code-path."""
+    codes = sorted(p for p in folder.glob("*_codes") if p.is_dir())
+    if len(codes) != 1:
+        raise UserError(f"{folder} has {len(codes) or 'no'} folders named *_codes: name the --code-path of LlamaGen's extract_codes_c2i.py")
+    labels = codes[0].with_name(codes[0].name.removesuffix("_codes") + "_labels")
+    return codes[0], labels if labels.is_dir() else None
+
+
+def _load_npy(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+
+
+def _llamagen_crops(codes: Path, name: str) -> Int[np.ndarray, "crops N"]:
+    ids = _load_npy(codes / name)
+    if ids.ndim == 3 and len(ids) == 1:
+        return ids[0]
+    raise UserError(f"{codes / name} has shape {list(ids.shape)}, not LlamaGen's [1, crops, N]")
+
+
+def import_llamagen_codes(
+    folder: str | Path | Sequence[str | Path],
+    out: str | Path,
+    tokenizer: str = "llamagen-vq",
+    codebook_size: int = 16384,
+) -> int:
+    """Turns the .npy files of LlamaGen's extract_codes_c2i.py (arXiv 2406.06525) into token shards; returns their number.
+
+    Expected: FOLDER/<dataset><size>_codes/{i}.npy int [1, crops, N] (10 crops with --ten-crop, else 2: the picture and its
+    mirror image) with N a square grid, and beside it <dataset><size>_labels/{i}.npy int [1]; pictures are taken in the
+    order of the number i. Several folders (crop ranges 1.1 and 1.05) are put together: 10 + 10 crops of each picture.
+    `tokenizer` is the fingerprint to store: that of the converted VQ model, so that training can check it.
+    """
+    folders = [Path(folder)] if isinstance(folder, str | Path) else [Path(f) for f in folder]
+    sets = [_llamagen_folders(f) for f in folders]
+    codes, labels = sets[0]
+    names = sorted((p.name for p in codes.glob("*.npy") if p.stem.isdigit()), key=lambda name: int(name[:-4]))
+    if not names:
+        raise UserError(f"{codes} has no files named 0.npy, 1.npy, ...")
+    first = _llamagen_crops(codes, names[0])
+    side = math.isqrt(first.shape[1])
+    if side * side != first.shape[1]:
+        raise UserError(f"{codes / names[0]} has {first.shape[1]} tokens a picture, which is no square grid")
+    layout = TokenLayout(height=side, width=side, codebook_size=codebook_size)
+    with ShardWriter(out, tokenizer, layout, "ten" if first.shape[0] == 10 else "center") as writer:
+        for name in names:
+            ids = np.concatenate([_llamagen_crops(c, name) for c, _ in sets])
+            label = None if labels is None else int(_load_npy(labels / name).reshape(-1)[0])
+            writer.add(ids, label)
+    return len(names)
