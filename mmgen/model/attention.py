@@ -31,7 +31,7 @@ def attend_cached(
 ) -> Float[Array, "r f h k"]:
     """The same over a cache laid out [R, G, Z, K], so that the few queries of a step read it in one contiguous sweep.
 
-    Rows that the mask hides may hold anything: their values are zeroed too, since 0 x NaN is NaN.
+    Keys that the mask hides may hold anything, values anything finite.
     """
     R, F, H, K = q.shape
     G = k.shape[1]

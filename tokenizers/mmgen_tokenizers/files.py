@@ -38,6 +38,27 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
+def read_json(path: str | Path) -> dict[str, Any]:
+    """A JSON object. Raises `UserError` where the file is absent or damaged."""
+    path = Path(path)
+    if not path.is_file():
+        siblings = [p.name for p in path.parent.parent.iterdir()] if path.parent.parent.is_dir() else []
+        known = "" if path.parent.is_dir() else nearest(path.parent.name, siblings)
+        raise UserError(f"there is no {path}: name a folder that was exported or converted, or a run's.{known}")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): restore it, or export the run again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return value
+
+
+def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
+    """Readable JSON, written whole or not at all."""
+    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": x}} -> {"a.b": x}. Keys are strings without dots."""
     flat = {}
@@ -205,11 +226,11 @@ def _listed(what: str, names: Sequence[str], limit: int = 6) -> str:
 
 
 def rename(
-    state: Mapping[str, np.ndarray], rows: Sequence[Row], expected: Mapping[str, tuple[int, ...]], back: bool = False
+    state: Mapping[str, np.ndarray], rows: Sequence[Row], expected: Mapping[str, tuple[int, ...]] | None, back: bool = False
 ) -> dict[str, np.ndarray]:
     """Published tensors under our names and layouts (or, with `back`, ours under theirs), as a flat dict.
 
-    `expected`: our flat names and shapes (with `back`: theirs). Raises `UserError` that lists by name what is missing,
+    `expected`: our flat names and shapes (with `back`: theirs); None: whatever the rows know. Raises `UserError` that lists by name what is missing,
     what no row knows, and what has another shape.
     """
     match, reverse = _matcher(rows, back), _matcher(rows, not back)
@@ -219,13 +240,13 @@ def rename(
         target, layout = match(name) or (None, "")
         if target == "":
             continue
-        if target not in expected:
+        if target is None or (expected is not None and target not in expected):
             extra.append(name)
             continue
         renamed[target] = _laid_out(array, layout, back)
-        if renamed[target].shape != tuple(expected[target]):
+        if expected is not None and renamed[target].shape != tuple(expected[target]):
             misshaped.append(f"{name} {list(array.shape)} (for {target} {list(expected[target])})")
-    missing = [(reverse(name) or (name, ""))[0] for name in expected if name not in renamed]
+    missing = [(reverse(name) or (name, ""))[0] for name in expected or () if name not in renamed]
     problems = [_listed("missing", missing), _listed("not known", extra), _listed("of another shape", misshaped)]
     if any(problems):
         raise UserError("the checkpoint does not fit: " + "; ".join(filter(None, problems)) + ". Pass the config it was trained with")

@@ -1,0 +1,180 @@
+"""The plan-driven decode loop: slots in time order over a static cache, sites sampled as their time comes.
+
+Slots are laid out in time order, so the slots of a step are a window [first, first + width). Steps of nearly equal width share one
+loop; where a window is wider than its step, the slots behind it are computed too early, are seen by nobody, and are overwritten
+when their own time comes.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, PRNGKeyArray
+
+from mmgen.decoding.target import Filter, noise, target
+from mmgen.model.attention import attend_cached
+from mmgen.model.config import GeneratorConfig
+from mmgen.model.heads import choose
+from mmgen.model.inputs import Slots
+from mmgen.model.kv_cache import Cache, empty_cache, write
+from mmgen.model.layers import FusedBlock, fuse
+from mmgen.model.positions import rotary_angles
+from mmgen.model.transformer import build_plan, combine_with, ends_of, layer_of, plan_batch
+from mmgen.plan.plan import PADDING, GenerationPlan
+
+MAX_PADDING = 1.25  # computed slots over needed slots within one loop
+
+
+class Segment(NamedTuple):
+    """Consecutive steps that share one loop body; arrays have a row a step, beginning at time `start`."""
+
+    start: int
+    stop: int
+    width: int  # F: slots computed a step
+    first: Int[np.ndarray, "t"]  # the window's first slot
+    site: Int[np.ndarray, "t e"]  # sites sampled; N where there are fewer than E
+    slot: Int[np.ndarray, "t e k"]  # combine_slot within the window
+    head: Int[np.ndarray, "t e k"]
+    weight: np.ndarray  # [T, E, K]
+
+
+class Carry(NamedTuple):
+    tokens: Int[Array, "b n1 ..."]  # N + 1 columns: the last takes what padded sites would write
+    cache: Cache
+    valid: Bool[Array, "r z"]  # R = B rows, or 2 B with guidance: conditional rows, then unconditional ones
+    index: Int[Array, "b"]  # sample indices, for the noise
+
+
+class Settings(NamedTuple):
+    guidance: Array  # [T]
+    temperature: Array
+    top_p: Array
+
+
+def schedule(plan: GenerationPlan) -> list[Segment]:
+    """Step 0 with the condition, then runs of steps whose padding stays below MAX_PADDING."""
+    times = np.maximum(plan.reads, 0)
+    widths = np.bincount(times, minlength=plan.times)
+    runs, start = [(0, 1)], 1
+    for stop in range(2, plan.times + 2):
+        group = widths[start : min(stop, plan.times)]
+        if stop > plan.times or group.max() * len(group) > MAX_PADDING * group.sum():
+            if start < plan.times:
+                runs.append((start, stop - 1))
+            start = stop - 1
+    return [_segment(plan, times, widths, *run) for run in runs]
+
+
+def _segment(plan: GenerationPlan, times: np.ndarray, widths: np.ndarray, start: int, stop: int) -> Segment:
+    steps = range(start, stop)
+    sites = [np.flatnonzero(plan.site_time == t) for t in steps]
+    first = np.array([np.searchsorted(times, t) for t in steps])
+    rows = np.full((len(steps), max(map(len, sites))), plan.sites)
+    for row, found in zip(rows, sites, strict=True):
+        row[: len(found)] = found
+    real = np.minimum(rows, plan.sites - 1)
+    slot = np.where(rows[..., None] < plan.sites, plan.combine_slot[real] - first[:, None, None], 0)
+    return Segment(
+        start, stop, int(widths[start:stop].max()), first, rows, slot, plan.combine_head[real], plan.combine_weight[real]
+    )
+
+
+def decode_params(c: GeneratorConfig, params: dict, dtype: jnp.dtype) -> dict:
+    """Training parameters -> {"ends", "layers": a tuple of fused layers}: once, when a model is loaded."""
+
+    @jax.jit
+    def convert(params):
+        params = jax.tree.map(lambda p: p.astype(dtype), params)
+        layers = tuple(fuse(jax.tree.map(lambda p: p[i], params["blocks"])) for i in range(c.layers))
+        return {"ends": params["ends"], "layers": layers}
+
+    return convert(params)
+
+
+class Autoregressive:
+    """Plain decoding of one configuration: `start`, then `advance` through the segments."""
+
+    def __init__(self, c: GeneratorConfig, dtype: jnp.dtype):
+        self.config, self.dtype = c, dtype
+        self.plan = build_plan(c)
+        self.segments = schedule(self.plan)
+        self.room = self.plan.slots + max(s.width for s in self.segments)  # windows never reach past the buffers
+
+    def start(self, batch: dict, rows: int, index: Int[Array, "b"]) -> Carry:
+        """Nothing computed yet. `batch`: the condition of all rows, guided pairs included."""
+        layout = self.config.layout
+        groups = (layout.groups,) if layout.groups > 1 else ()
+        extra = plan_batch(self.config, batch)
+        valid = jnp.ones((rows, self.plan.slots), bool) if extra is None else extra.valid
+        valid = jnp.pad(valid, ((0, 0), (0, self.room - self.plan.slots)))
+        tokens = jnp.zeros((len(index), layout.sites + 1, *groups), jnp.int32)
+        return Carry(tokens, empty_cache(self.config, rows, self.room, self.dtype), valid, index)
+
+    def advance(
+        self, params: dict, carry: Carry, batch: dict, key: PRNGKeyArray, settings: Settings, which: Filter, first: int, last: int
+    ) -> Carry:
+        """Times first .. last - 1, for tracing inside one jitted program."""
+        for segment in self.segments:
+            a, b = max(first, segment.start), min(last, segment.stop)
+            if a >= b:
+                continue
+            step = functools.partial(self._step, params, batch, key, settings, which, segment)
+            carry = step(a, carry) if b - a == 1 else jax.lax.fori_loop(a, b, step, carry)
+        return carry
+
+    def _step(self, params, batch, key, settings, which, segment: Segment, t, carry: Carry) -> Carry:
+        c, i = self.config, t - segment.start
+        ends = ends_of(c, params)
+        row = {name: jnp.asarray(getattr(segment, name))[i] for name in ("first", "site", "slot", "head", "weight")}
+        x, angles, mask = self._inputs(ends, batch, carry, segment, row["first"], t)
+        states, cache = self._layers(params["layers"], x, angles, mask, carry.cache, row["first"])
+        logits = combine_with(ends.heads, states, row["slot"], row["head"], row["weight"])
+        rows = len(carry.index)
+        unconditional = logits[rows:] if which.guided else None
+        scores = target(logits[:rows], unconditional, settings.guidance[t], settings.temperature, settings.top_p, which)
+        picked = choose(scores, noise(key, carry.index, row["site"], scores.shape[2:]))
+        return carry._replace(tokens=carry.tokens.at[:, row["site"]].set(picked), cache=cache)
+
+    def _inputs(self, ends, batch: dict, carry: Carry, segment: Segment, first, t) -> tuple[Array, Array, Array]:
+        """Embeddings, rotary angles and mask of the window's slots."""
+        plan, C = self.plan, self.plan.condition_slots
+        spare = self.room - plan.slots
+
+        def window(array: np.ndarray, fill: int) -> Array:
+            padded = np.pad(array, [(0, spare)] + [(0, 0)] * (array.ndim - 1), constant_values=fill)
+            return jax.lax.dynamic_slice_in_dim(jnp.asarray(padded), first, segment.width)
+
+        slots = Slots(*(window(a, f)[None] for a, f in ((plan.kind, PADDING), (plan.source, -1), (plan.position, 0))))
+        x = ends.input(self._all_rows(carry), slots).astype(self.dtype)
+        if segment.start == 0:
+            x = jnp.concatenate([ends.condition(batch).astype(self.dtype), x[:, C:]], axis=1)
+        key_slot, query_slot = np.arange(self.room), first + jnp.arange(segment.width)
+        kind, visible, clique = (
+            jnp.asarray(np.pad(a, (0, spare), constant_values=f))
+            for a, f in ((plan.kind, PADDING), (plan.visible, np.iinfo(np.int32).max), (plan.clique, -1))
+        )
+        reads = window(plan.reads, 0)
+        friends = (clique[None] == clique[query_slot][:, None]) & (clique[query_slot] >= 0)[:, None]
+        rule = (kind != PADDING) & ((visible[None] <= jnp.minimum(reads, t)[:, None]) | friends)
+        mask = (rule[None] & carry.valid[:, None]) | (key_slot[None] == query_slot[:, None])[None]
+        return x, rotary_angles(self.config.block, slots.position), mask
+
+    def _all_rows(self, carry: Carry) -> Int[Array, "r n1 ..."]:
+        """Guided pairs share their tokens."""
+        return jnp.concatenate([carry.tokens] * (len(carry.valid) // len(carry.index)))
+
+    def _layers(self, layers: tuple[dict, ...], x, angles, mask, cache: Cache, first) -> tuple[list[Array], Cache]:
+        """Write each layer's keys and values, attend over the cache; hidden states at the taps."""
+        written, states = list(cache), []
+        for i, p in enumerate(layers):
+
+            def attend(q, k, v, i=i):
+                written[i] = write(written[i], k, v, first)
+                return attend_cached(q, *written[i], mask)
+
+            x = layer_of(self.config, p, FusedBlock)(x, angles, attend)
+            if i + 1 in self.config.taps:
+                states.append(x)
+        return states, tuple(written)

@@ -1,0 +1,109 @@
+"""The one definition of the distribution that is sampled from, of its guidance schedules, and of the noise.
+
+Guidance, then temperature, then top-k, then top-p, in float32. The noise is a pure function of (seed, sample index, site), so that
+any exact decoder gives the same tokens, whatever the batch around them (research: Gumbel coupling, arXiv 2002.09928).
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+from mmgen_tokenizers.errors import UserError, nearest
+
+from mmgen.model.config import Sampling
+
+SCHEDULES = ("constant", "linear", "power_cosine")
+
+
+@dataclass(frozen=True)
+class Filter:
+    """The static half of the settings: a program is compiled for each."""
+
+    guided: bool
+    top_k: int  # 0: all
+    nucleus: bool  # whether top-p cuts anything
+
+
+def target(
+    conditional: Float[Array, "*e v"],
+    unconditional: Float[Array, "*e v"] | None,
+    guidance: Float[Array, ""],
+    temperature: Float[Array, ""],
+    top_p: Float[Array, ""],
+    which: Filter,
+) -> Float[Array, "*e v"]:
+    """Log-probabilities up to a constant, -inf where filtered.
+
+    Guidance g means unconditional + g (conditional - unconditional) (arXiv 2207.12598). Ties at the k-th place are kept. Top-p keeps
+    every token before which less than p of the mass stands, hence always the first.
+    """
+    z = conditional.astype(jnp.float32)
+    if which.guided:
+        u = unconditional.astype(jnp.float32)
+        z = u + guidance * (z - u)
+    z = z / temperature
+    k = min(which.top_k, z.shape[-1]) or z.shape[-1]
+    if k == z.shape[-1] and not which.nucleus:
+        return z
+    best = jax.lax.top_k(z, k)[0] if k < z.shape[-1] else jnp.sort(z, axis=-1, descending=True)
+    lowest = best[..., -1:]
+    if which.nucleus:
+        mass = jax.nn.softmax(jnp.where(best >= lowest, best, -jnp.inf), axis=-1)
+        kept = jnp.cumsum(mass, axis=-1) - mass < top_p
+        lowest = jnp.min(jnp.where(kept, best, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(z >= lowest, z, -jnp.inf)
+
+
+def noise(key: PRNGKeyArray, index: Int[Array, "b"], site: Int[Array, "e"], shape: tuple[int, ...]) -> Float[Array, "b e ..."]:
+    """Standard Gumbel noise of `shape` for each sample index and site.
+
+    mode="high": the default's 23-bit uniforms cannot reach the tail that large vocabularies hold (documented in jax.random.gumbel).
+    """
+
+    def one(i, n):
+        return jax.random.gumbel(jax.random.fold_in(jax.random.fold_in(key, i), n), shape, mode="high")
+
+    return jax.vmap(lambda i: jax.vmap(lambda n: one(i, n))(site))(index)
+
+
+def guidance_schedule(schedule: str | tuple[str, float], scale: float, times: int) -> Float[np.ndarray, "t"]:
+    """One factor per decode step: constant; linear 1 + (G-1) t/(T-1) (VAR, arXiv 2404.02905); power-cosine
+    1 + (G-1) (1 - cos(pi (t/T)^p)) / 2 (RAR, 2411.00776)."""
+    name, power = (schedule, None) if isinstance(schedule, str) else tuple(schedule)
+    t = np.arange(times)
+    if name == "constant":
+        return np.full(times, scale, np.float32)
+    if name == "linear":
+        return (1 + (scale - 1) * t / max(1, times - 1)).astype(np.float32)
+    if name == "power_cosine" and power is not None:
+        return (1 + (scale - 1) * (1 - np.cos(np.pi * (t / times) ** float(power))) / 2).astype(np.float32)
+    raise UserError(
+        f"guidance schedule {schedule!r} is not one of 'constant', 'linear', ('power_cosine', power).{nearest(str(name), SCHEDULES)}"
+    )
+
+
+def resolve(recommended: Sampling, times: int, vocabulary: int, **given) -> tuple[Filter, dict[str, np.ndarray]]:
+    """Arguments of `generate` (None: the recommended setting) -> the static filter and the arrays a program takes."""
+    unknown = set(given) - set(vars(recommended))
+    assert not unknown, unknown
+    s = {name: getattr(recommended, name) if given.get(name) is None else given[name] for name in vars(recommended)}
+    _check_ranges(s, vocabulary)
+    scale = np.asarray(s["guidance"], np.float32)
+    if scale.ndim and scale.shape != (times,):
+        raise UserError(f"guidance has shape {scale.shape}; pass one number, or one for each of the {times} decode steps")
+    g = scale if scale.ndim else guidance_schedule(s["guidance_schedule"], float(scale), times)
+    which = Filter(guided=bool((g != 1).any()), top_k=int(s["top_k"]), nucleus=s["top_p"] < 1)
+    return which, {"guidance": g, "temperature": np.float32(s["temperature"]), "top_p": np.float32(s["top_p"])}
+
+
+def _check_ranges(s: dict, vocabulary: int) -> None:
+    if not s["temperature"] > 0:
+        raise UserError(f"temperature {s['temperature']} must be positive; for the likeliest tokens pass top_k=1")
+    if not 0 < s["top_p"] <= 1:
+        raise UserError(f"top_p {s['top_p']} must be in (0, 1]")
+    if int(s["top_k"]) < 0:
+        raise UserError(f"top_k {s['top_k']} must be 0 (all of {vocabulary}) or more")
+    if not np.isfinite(np.asarray(s["guidance"], np.float32)).all():
+        raise UserError(f"guidance {s['guidance']} must be finite")

@@ -1,0 +1,27 @@
+"""Keys and values of the slots computed so far: one pair of static buffers a layer, so that a step updates them in place."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mmgen.model.config import GeneratorConfig
+
+Cache = tuple[tuple[Float[Array, "r g z k"], Float[Array, "r g z k"]], ...]
+
+
+def empty_cache(c: GeneratorConfig, rows: int, slots: int, dtype: jnp.dtype) -> Cache:
+    """[rows, key-value heads, slots, head dim] twice for each layer."""
+    shape = (rows, c.block.kv_heads or c.block.heads, slots, c.block.head_dim)
+    return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(c.layers))
+
+
+def write(layer: tuple[Array, Array], k: Float[Array, "r f g k"], v: Float[Array, "r f g k"], start: Array) -> tuple[Array, Array]:
+    """Slots start .. start + F of one layer. The buffers must have room: XLA would clamp a start that is too large."""
+    return tuple(
+        jax.lax.dynamic_update_slice(buffer, new.transpose(0, 2, 1, 3).astype(buffer.dtype), (0, 0, start, 0))
+        for buffer, new in zip(layer, (k, v), strict=True)
+    )
+
+
+def bytes_per_row(c: GeneratorConfig, slots: int, itemsize: int) -> int:
+    return 2 * c.layers * (c.block.kv_heads or c.block.heads) * c.block.head_dim * slots * itemsize

@@ -1,0 +1,46 @@
+"""Published checkpoints -> a folder that `mmgen.load` reads, and back: one file a family."""
+
+from pathlib import Path
+
+from mmgen_tokenizers.errors import UserError, nearest
+from mmgen_tokenizers.files import read_checkpoint, save_arrays
+
+from mmgen.pretrained import llamagen
+
+FAMILIES = {"llamagen-gpt": llamagen}
+FORMATS = {"llamagen": llamagen}  # of export
+
+
+def convert(
+    family: str, checkpoint: str | Path, out: str | Path, config: dict | None = None, tokenizer: str | Path | None = None
+):
+    """Write `checkpoint` (safetensors, .pt, .pth, .ckpt) of a family in our form to `out` and return the Generator.
+
+    `config`: the family's own keys, where the weights do not say it all. `tokenizer`: a folder, copied into `out`.
+    Raises UserError that lists tensors which are missing, unknown or of another shape.
+    """
+    import mmgen_tokenizers as mt
+
+    from mmgen.generator import Generator
+
+    if family not in FAMILIES:
+        raise UserError(f"there is no family {family!r}; known: {', '.join(FAMILIES)}.{nearest(family, FAMILIES)}")
+    state = read_checkpoint(checkpoint)
+    model, sampling = FAMILIES[family].configure(state, config)
+    params = FAMILIES[family].from_reference(model, state)
+    codec = None if tokenizer is None else mt.load(tokenizer)
+    if codec is not None and codec.layout.codebook_size != model.layout.codebook_size:
+        raise UserError(
+            f"the tokenizer in {tokenizer} has {codec.layout.codebook_size} codes, the generator {model.layout.codebook_size}: "
+            "they do not belong together"
+        )
+    generator = Generator(model, params, codec, sampling=sampling, weights=f"converted from {family}")
+    generator.save(out)
+    return generator
+
+
+def export(generator, out: str | Path, format: str) -> None:
+    """Write a generator's weights under a reference's own names, as one safetensors file in the folder `out`."""
+    if format not in FORMATS:
+        raise UserError(f"there is no export format {format!r}; known: {', '.join(FORMATS)}.{nearest(format, FORMATS)}")
+    save_arrays(out, FORMATS[format].to_reference(generator.config, generator.params), stem="model")
