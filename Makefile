@@ -17,7 +17,7 @@ setup: $(VENV)/.developer
 
 # What running needs: a minute. What tests need besides (TFDS, pytest, ruff): another one.
 $(VENV)/.base: $(PROJECTS)
-	@test -n "$(PYTHON)" && $(PYTHON) $(RECENT) || { \
+	@test -n "$(PYTHON)" && $(PYTHON) $(RECENT) 2>/dev/null || { \
 		echo "error: mmgen needs Python 3.11 or later; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "error: $(PYTHON) cannot make a virtual environment: install its venv module (Debian, Ubuntu: python3-venv)" >&2; exit 2; }

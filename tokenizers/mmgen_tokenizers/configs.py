@@ -11,7 +11,7 @@ import types
 import typing
 from typing import Any, Literal, TypeVar, Union
 
-from mmgen_tokenizers.errors import UserError, nearest
+from .errors import UserError, nearest
 
 T = TypeVar("T")
 

@@ -1,0 +1,42 @@
+"""Read a published checkpoint and write it in the form that `mmgen sample`, `mmgen.load` and `mmgen_tokenizers.load` read.
+
+CHECKPOINT is a safetensors file (or folder), or a .pt, .pth, .ckpt or .bin of torch: torch is not needed, and nothing in the file is
+run. Families of tokenizers are converted as well as families of generators; a name that is not known lists all.
+
+example:
+  mmgen convert llamagen-vq vq_ds16_c2i.pt --out models/vq16
+  mmgen convert llamagen-gpt c2i_B_256.pt --out models/gpt_b --tokenizer models/vq16
+  mmgen sample models/gpt_b --label 207 -n 4
+"""
+
+import json
+from collections.abc import Sequence
+
+from mmgen_tokenizers.errors import UserError
+
+from mmgen.cli.parsing import Parser, existing
+
+
+def parser() -> Parser:
+    p = Parser("mmgen convert", __doc__)
+    p.add_argument("family", metavar="FAMILY", help="llamagen-vq, llamagen-gpt")
+    p.add_argument("checkpoint", metavar="CHECKPOINT")
+    p.add_argument("--out", metavar="DIR", required=True, help="folder to write")
+    p.add_argument("--config", metavar="FILE.json", help="the model's own settings, where its weights do not show them")
+    p.add_argument("--tokenizer", metavar="DIR", help="of a generator: its converted tokenizer, copied into DIR")
+    return p
+
+
+def main(arguments: Sequence[str]) -> None:
+    args = parser().parse_args(arguments)
+    existing(args.checkpoint)
+    config = None
+    if args.config:
+        try:
+            config = json.loads(existing(args.config).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{args.config} is not JSON: {error}") from error
+
+    from mmgen.exporting import convert
+
+    print(convert(args.family, args.checkpoint, args.out, config, args.tokenizer))

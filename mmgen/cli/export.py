@@ -1,0 +1,30 @@
+"""Write a run's weights to a folder for use elsewhere: in our own form, or under the names of the published code.
+
+RUN is a run folder, or any folder that `mmgen sample` or `mmgen-tokenizers` reads. The folder written is complete: config.json,
+model.safetensors and, for a generator, its text model and tokenizer.
+
+example:
+  mmgen export runs/my_generator --out my_model
+  mmgen export runs/my_generator --out for_llamagen --format llamagen
+"""
+
+from collections.abc import Sequence
+
+from mmgen.cli.parsing import Parser, existing
+
+
+def parser() -> Parser:
+    p = Parser("mmgen export", __doc__)
+    p.add_argument("run", metavar="RUN")
+    p.add_argument("--out", metavar="DIR", required=True, help="folder to write")
+    p.add_argument("--format", metavar="NAME", help="names and layout of published code: llamagen (default: our own)")
+    return p
+
+
+def main(arguments: Sequence[str]) -> None:
+    args = parser().parse_args(arguments)
+    existing(args.run)
+
+    from mmgen.exporting import export
+
+    print(export(args.run, args.out, args.format))

@@ -1,0 +1,60 @@
+"""Draw pictures from a trained, exported or converted model.
+
+The same seed gives the same pictures, whatever else is drawn with them. Settings that are not given are those recommended with
+the model. A class model without --label goes through all of its classes, evenly.
+
+example:
+  mmgen sample runs/quickstart/generator --prompt 'a small red circle above a large blue square' -n 4 --out circles.png
+  mmgen sample models/gpt_b --label 207 --label 360 -n 8 --guidance 4 --out pictures/
+  mmgen sample models/gpt_b --num 50000 --npz samples.npz        uint8 [N, H, W, 3] under arr_0, for FID suites
+"""
+
+from collections.abc import Sequence
+
+from mmgen.cli.parsing import Parser, existing
+
+SETTINGS = ("guidance", "guidance_schedule", "temperature", "top_k", "top_p")
+
+
+def parser() -> Parser:
+    p = Parser("mmgen sample", __doc__)
+    p.add_argument("run", metavar="RUN", help="a generator's run folder, or an exported or converted one")
+    what = p.add_mutually_exclusive_group()
+    what.add_argument("--prompt", action="append", nargs="+", metavar="T", help="a text; may be given several times")
+    what.add_argument("--prompts", metavar="FILE", help="a text file with one prompt a line")
+    what.add_argument("--label", action="append", nargs="+", metavar="K", help="a class by number or name; several are allowed")
+    p.add_argument("-n", "--num", type=int, metavar="N", help="pictures for each prompt or label, or in all (default: 1)")
+    p.add_argument("--seed", type=int, default=0, metavar="S", help="(default: 0)")
+    p.add_argument("--guidance", type=float, metavar="G", help="classifier-free guidance; 1: none")
+    p.add_argument("--guidance-schedule", metavar="NAME", help="constant, linear or power_cosine:P")
+    p.add_argument("--temperature", type=float, metavar="T")
+    p.add_argument("--top-k", type=int, metavar="K", help="draw from the K most likely tokens; 1: always the most likely")
+    p.add_argument("--top-p", type=float, metavar="P", help="draw from the most likely tokens that hold P of the probability")
+    p.add_argument("--out", metavar="FILE.png|DIR", help="one grid, or one file a picture (default: samples.png)")
+    p.add_argument("--tokens", metavar="FILE.npz", help="also write the token ids, int32 [N, sites]")
+    p.add_argument("--npz", metavar="FILE", help="write all pictures as one uint8 array")
+    return p
+
+
+def main(arguments: Sequence[str]) -> None:
+    args = parser().parse_args(arguments)
+    existing(args.run)
+
+    from mmgen import samples
+
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    samples.sample(
+        args.run,
+        prompts=samples.read_prompts(existing(args.prompts)) if args.prompts else _flat(args.prompt),
+        labels=_flat(args.label),
+        num=args.num,
+        seed=args.seed,
+        out=args.out,
+        tokens=args.tokens,
+        npz=args.npz,
+        **settings | {"guidance_schedule": samples.schedule(args.guidance_schedule)},
+    )
+
+
+def _flat(lists: list[list[str]] | None) -> list[str] | None:
+    return None if lists is None else [item for items in lists for item in items]

@@ -1,0 +1,42 @@
+"""Turn a set of pictures into token shards, which generators train on without encoding again.
+
+SPEC of --data is one of
+  shapes[:test]              the embedded scenes
+  tfds:NAME[:SPLIT]          a TFDS data set that was prepared as array_record (see --data-dir)
+  FOLDER                     pictures: metadata.jsonl with file_name and text, or one folder a class
+
+example:
+  mmgen tokenize runs/my_tokenizer --data my_pictures/train --out my_tokens --crops random:8
+"""
+
+from collections.abc import Sequence
+
+from mmgen.cli.parsing import Parser, existing
+
+
+def parser() -> Parser:
+    p = Parser("mmgen tokenize", __doc__)
+    p.add_argument("tokenizer", metavar="TOKENIZER", help="folder: a tokenizer's run, or an exported or converted one")
+    p.add_argument("--data", metavar="SPEC", required=True, help="the pictures")
+    p.add_argument("--data-dir", metavar="DIR", help="where TFDS sets lie (default: TFDS's own)")
+    p.add_argument("--out", metavar="DIR", required=True, help="folder to write")
+    p.add_argument(
+        "--crops",
+        default="center",
+        metavar="center|random:K|ten",
+        help="one central crop, K random crops, or LlamaGen's ten crops of each picture (default: center)",
+    )
+    p.add_argument("--flip", action="store_true", help="mirror half of the random crops")
+    p.add_argument("--count", type=int, metavar="N", help="only the first N pictures")
+    p.add_argument("--seed", type=int, default=0, metavar="S", help="of the random crops (default: 0)")
+    return p
+
+
+def main(arguments: Sequence[str]) -> None:
+    args = parser().parse_args(arguments)
+    existing(args.tokenizer)
+
+    from mmgen.data.tokenize import tokenize
+
+    tokenize(args.tokenizer, args.data, args.out, crops=args.crops, flip=args.flip, count=args.count, seed=args.seed,
+             data_dir=args.data_dir)  # fmt: skip

@@ -1,0 +1,38 @@
+"""Train what an experiment file describes. Started again, it continues from its last complete checkpoint.
+
+EXPERIMENT.py has a function experiment() that returns an mmgen.Experiment. Any of its fields can be changed by
+--any.field VALUE; `mmgen info EXPERIMENT.py` lists them all. Ctrl-C saves and stops.
+
+example:
+  mmgen train experiments/shapes/generator.py --out runs/mine --steps 2000 --optimizer.schedule.peak 1e-3
+  mmgen train experiments/shapes/tokenizer.py --data.source.kind ImageFolder --data.source.folder my_pictures
+
+The run folder holds experiment.json, metrics.jsonl, tensorboard/, checkpoints/, previews/ (pictures) and export/, which
+`mmgen sample`, `mmgen.load` and `mmgen_tokenizers.load` read.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmgen.cli.parsing import Parser, existing
+
+
+def parser() -> Parser:
+    p = Parser("mmgen train", __doc__, takes_fields=True)
+    p.add_argument("experiment", metavar="EXPERIMENT.py")
+    p.add_argument("--out", metavar="RUN", help="run folder (default: runs/<folder>_<name of the file>)")
+    return p
+
+
+def main(arguments: Sequence[str]) -> None:
+    args = parser().parse_args(arguments)
+    path = existing(args.experiment)
+
+    from mmgen import config
+
+    experiment = config.overrides(config.load_experiment(path), args.fields)
+    out = Path(args.out) if args.out else Path("runs") / f"{path.resolve().parent.name}_{path.stem}"
+
+    from mmgen.training.loop import train
+
+    train(experiment, out)
