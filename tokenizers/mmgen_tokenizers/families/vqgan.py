@@ -1,0 +1,148 @@
+"""VQGAN (arXiv 2012.09841): convolutional encoder, vector quantizer, convolutional decoder. One id a grid cell, raster order.
+
+Pure functions over `params`, a plain dict {"encoder", "decoder", "quantizer"[, "quant_conv", "post_quant_conv"]} of float32.
+Pictures are [-1, 1] on this side whatever range the weights expect.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from ..networks import layers
+from ..networks.cnn import CNN, Decoder, Encoder
+from ..networks.layers import Conv, Draws
+from ..quantizers import vq
+from ..quantizers.vq import VQ
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class VQGAN:
+    network: CNN = CNN()
+    quantizer: VQ = VQ()
+    image_size: int = 256  # pixels a side in training; other sizes that are multiples of the factor work too
+    quant_conv: Literal[0, 1, 3] = 1  # kernel of the convolutions latent -> code -> latent; 0: none (latent = quantizer.dim)
+    range: Literal["signed", "unit"] = "signed"  # what the weights expect: [-1, 1], or [0, 1] (MaskGIT)
+
+
+class Forward(NamedTuple):
+    """What a training step needs of one pass."""
+
+    reconstruction: Float[Array, "B H W 3"]  # [-1, 1], not clamped
+    hidden: Float[Array, "B X Y D"]  # input of the decoder's last convolution
+    latents: Float[Array, "B h w C"]  # before quantization
+    ids: Int[Array, "B N"]
+    losses: dict[str, Float[Array, ""]]  # the quantizer's, weighted
+
+
+def grid(config: VQGAN, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of ids for a picture of height x width pixels."""
+    return height // config.network.factor, width // config.network.factor
+
+
+class Network(nnx.Module):
+    """All but the quantizer."""
+
+    def __init__(self, config: VQGAN, draws: Draws):
+        c, dim, size = config.network, config.quantizer.dim, config.quant_conv
+        self.encoder = Encoder(c, draws)
+        self.quant_conv = Conv(c.latent, dim, size, draws) if size else None
+        self.post_quant_conv = Conv(dim, c.latent, size, draws) if size else None
+        self.decoder = Decoder(c, draws)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def init(config: VQGAN, key: Array) -> Params:
+    """Fresh parameters, in one compiled program."""
+    check(config)
+    network, codebook = jax.random.split(key)
+    return {**layers.init(Network, network, config), "quantizer": vq.init(config.quantizer, codebook)}
+
+
+def _network(config: VQGAN, params: Params) -> Network:
+    return layers.bind(Network, {name: p for name, p in params.items() if name != "quantizer"}, config)
+
+
+def check(config: VQGAN) -> None:
+    """Raises ValueError where the parts of the configuration contradict each other."""
+    c = config.network
+    if not config.quant_conv and c.latent != config.quantizer.dim:
+        raise ValueError(f"without quant_conv the latent ({c.latent}) must have the quantizer's dim ({config.quantizer.dim})")
+    for width in {c.channels, *c.widths}:
+        if width % c.groups:
+            raise ValueError(f"network: {width} channels do not divide into groups={c.groups}; use a divisor such as 8 or 16")
+    if config.image_size % c.factor:
+        raise ValueError(f"image_size {config.image_size} is not a multiple of the network's factor {c.factor}")
+    wrong = [i for i in (*c.attention_levels, *c.up_attention_levels) if not 0 <= i < len(c.multipliers)]
+    if wrong:
+        raise ValueError(f"attention level {wrong[0]} does not exist: there are levels 0 to {len(c.multipliers) - 1}")
+
+
+def encode_latents(
+    config: VQGAN, params: Params, images: Float[Array, "B H W 3"], dtype=jnp.float32
+) -> Float[Array, "B h w C"]:
+    """Pictures in [-1, 1] -> latents (float32) before quantization; the network computes in `dtype`."""
+    network = _network(config, params)
+    z = network.encoder((images if config.range == "signed" else (images + 1) / 2).astype(dtype))
+    return (z if network.quant_conv is None else network.quant_conv(z)).astype(jnp.float32)
+
+
+def hidden(config: VQGAN, params: Params, codes: Float[Array, "B h w C"], dtype=jnp.float32) -> Float[Array, "B X Y D"]:
+    """Code vectors -> input of the decoder's last convolution."""
+    network, z = _network(config, params), codes.astype(dtype)
+    return network.decoder.hidden(z if network.post_quant_conv is None else network.post_quant_conv(z))
+
+
+def picture(config: VQGAN, params: Params, hidden: Float[Array, "B X Y D"]) -> Float[Array, "B H W 3"]:
+    """The decoder's last convolution: hidden -> picture in [-1, 1] (float32, not clamped)."""
+    x = _network(config, params).decoder.picture(hidden).astype(jnp.float32)
+    return x if config.range == "signed" else x * 2 - 1
+
+
+def decode_codes(config: VQGAN, params: Params, codes: Float[Array, "B h w C"], dtype=jnp.float32) -> Float[Array, "B H W 3"]:
+    """Code vectors -> pictures in [-1, 1], not clamped."""
+    return picture(config, params, hidden(config, params, codes, dtype))
+
+
+def encode(config: VQGAN, params: Params, images: Float[Array, "B H W 3"], dtype=jnp.float32) -> Int[Array, "B N"]:
+    """Pictures in [-1, 1] -> ids in raster order."""
+    ids = vq.nearest(config.quantizer, params["quantizer"], encode_latents(config, params, images, dtype))
+    return ids.reshape(ids.shape[0], -1)
+
+
+def embed(config: VQGAN, params: Params, ids: Int[Array, "B N"]) -> Float[Array, "B N C"]:
+    """Ids -> code vectors as the decoder consumes them."""
+    return vq.lookup(config.quantizer, params["quantizer"], ids)
+
+
+def decode(config: VQGAN, params: Params, ids: Int[Array, "B N"], height: int, width: int, dtype=jnp.float32):
+    """Ids of a grid of height x width cells -> pictures float32 [B, H, W, 3] in [-1, 1], not clamped."""
+    codes = embed(config, params, ids)
+    return decode_codes(config, params, codes.reshape(codes.shape[0], height, width, -1), dtype)
+
+
+def forward(config: VQGAN, params: Params, images: Float[Array, "B H W 3"], dtype=jnp.float32) -> Forward:
+    """The pass of a training step: pictures in [-1, 1] -> reconstruction, quantizer losses, ids."""
+    latents = encode_latents(config, params, images, dtype)
+    quantized = vq.quantize(config.quantizer, params["quantizer"], latents)
+    h = hidden(config, params, quantized.codes, dtype)
+    ids = quantized.ids.reshape(images.shape[0], -1)
+    return Forward(picture(config, params, h), h, latents, ids, quantized.losses)
+
+
+def last_layer(config: VQGAN, params: Params, forward: Forward) -> tuple[Callable[[Array], Array], Array]:
+    """The decoder's last convolution as a function of its kernel, and that kernel: for the adaptive adversarial weight."""
+    fixed = jax.lax.stop_gradient((params, forward.hidden))
+
+    def apply(kernel: Array) -> Array:
+        decoder = {**fixed[0]["decoder"], "conv_out": {**fixed[0]["decoder"]["conv_out"], "kernel": kernel}}
+        return picture(config, {**fixed[0], "decoder": decoder}, fixed[1])
+
+    return apply, fixed[0]["decoder"]["conv_out"]["kernel"]

@@ -1,0 +1,100 @@
+"""Losses of a tokenizer, each a switch of one configuration.
+
+The two objectives of a training step: `generator_loss` for the tokenizer, `discriminator_loss` for its critic. Those of the
+quantizer are in quantizers/ and arrive here weighted.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..metrics import psnr
+from . import lpips as perceptual
+from .adversarial import adaptive_weight, hinge_discriminator, hinge_generator
+
+Critic = Callable[[Array], Array]  # pictures -> scores of patches
+Metrics = dict[str, Float[Array, ""]]
+
+
+@dataclass(frozen=True)
+class TokenizerLosses:
+    l1: float = 0.0
+    l2: float = 1.0
+    perceptual: float = 0.0  # LPIPS; needs `lpips`
+    lpips: tuple[str, ...] = ()  # files with the weights of VGG16 and of LPIPS's linear layers
+    adversarial: float = 0.0
+    adversarial_start: int = 20_000  # step from which the discriminator trains and counts
+    adaptive: bool = False  # scale the adversarial loss to the gradient of the others at the last convolution
+
+
+def generator_loss(
+    config: TokenizerLosses,
+    forward: Any,
+    images: Float[Array, "B H W 3"],
+    step: Array | int,
+    *,
+    critic: Critic | None = None,
+    last_layer: tuple[Callable, Array] | None = None,
+    lpips: dict | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
+    """The tokenizer's objective for `forward` (families.*.forward of `images`, in [-1, 1]), with what to log.
+
+    `critic` with adversarial > 0; `last_layer` (families.*.last_layer) with adaptive; `lpips` (losses.lpips.load) with perceptual > 0.
+    """
+    reconstruction = forward.reconstruction
+    nll = lambda x: _reconstruction(config, x, images, lpips)
+    loss, metrics = nll(reconstruction)
+    metrics |= {f"quantizer/{name}": value for name, value in forward.losses.items()}
+    metrics["psnr"] = psnr(jnp.clip(jax.lax.stop_gradient(reconstruction), -1, 1), images).mean()
+    loss += sum(forward.losses.values())
+    if config.adversarial:
+        gan, weight = _adversarial(config, reconstruction, nll, critic, last_layer, step)
+        metrics |= {"adversarial": gan, "adversarial_weight": weight}
+        loss += weight * gan
+    return loss, metrics | {"loss": loss}
+
+
+def _reconstruction(config: TokenizerLosses, x: Array, images: Array, lpips: dict | None) -> tuple[Array, Metrics]:
+    """Weighted sum of the losses between pictures, and each of them by itself."""
+    terms: Metrics = {}
+    if config.l1:
+        terms["l1"] = jnp.abs(x - images).mean()
+    if config.l2:
+        terms["l2"] = jnp.square(x - images).mean()
+    if config.perceptual:
+        terms["perceptual"] = perceptual.distance(lpips, x, images).mean()
+    return sum((getattr(config, name) * value for name, value in terms.items()), jnp.zeros(())), terms
+
+
+def _adversarial(config, reconstruction, nll, critic, last_layer, step) -> tuple[Array, Array]:
+    """Generator's side of the hinge loss and its weight; both are 0, and nothing is computed, before adversarial_start."""
+
+    def active(x):
+        gan = lambda y: hinge_generator(critic(y))
+        weight = jnp.asarray(config.adversarial)
+        if config.adaptive:
+            apply, kernel = last_layer
+            fixed = jax.lax.stop_gradient(x)
+            gradients = jax.grad(lambda y: nll(y)[0])(fixed), jax.grad(gan)(fixed)
+            weight = weight * jax.lax.stop_gradient(adaptive_weight(apply, kernel, *gradients))
+        return gan(x), weight
+
+    return jax.lax.cond(step >= config.adversarial_start, active, lambda x: (jnp.zeros(()), jnp.zeros(())), reconstruction)
+
+
+def discriminator_loss(
+    config: TokenizerLosses, critic: Critic, images: Float[Array, "B H W 3"], reconstruction: Float[Array, "B H W 3"], step: Array | int
+) -> tuple[Float[Array, ""], Metrics]:
+    """The critic's objective; 0 before adversarial_start. No gradient reaches the tokenizer."""
+
+    def active(x):
+        real, fake = critic(images), critic(x)
+        return hinge_discriminator(real, fake), real.mean(), fake.mean()
+
+    idle = lambda x: (jnp.zeros(()),) * 3
+    loss, real, fake = jax.lax.cond(step >= config.adversarial_start, active, idle, jax.lax.stop_gradient(reconstruction))
+    return loss, {"discriminator": loss, "score_real": real, "score_fake": fake}

@@ -1,0 +1,1 @@
+"""Networks: what lies between pictures and latents, and the discriminator."""

@@ -1,0 +1,1 @@
+"""Quantizers: vectors <-> ids, and their training losses."""

@@ -1,0 +1,132 @@
+"""Vector quantization (VQ-VAE, arXiv 1711.00937), with l2-normalised low-dimensional codes as in ViT-VQGAN (arXiv 2110.04627).
+
+Parameters: {"codebook": float32 [V, C]}. All of it computes in float32 whatever the network does: rounded distances pick other codes.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class VQ:
+    size: int = 16384  # codes, V
+    dim: int = 8  # channels of a code, C
+    normalize: bool = True  # codes and latents on the unit sphere; the decoder gets the normalised code
+    codebook: float = 1.0  # weight of ||code - sg(latent)||^2
+    commitment: float = 0.25  # weight of ||sg(code) - latent||^2; taming's "legacy" loss is codebook=0.25, commitment=1
+    entropy: float = 0.0  # weight of the entropy loss; needs a [positions, V] matrix
+    temperature: float = 0.01  # of the soft assignment in the entropy loss
+
+
+class Quantized(NamedTuple):
+    codes: Float[Array, "B h w C"]  # straight-through: the gradient goes to the latents
+    ids: Int[Array, "B h w"]
+    losses: dict[str, Float[Array, ""]]  # weighted: codebook, commitment and, if its weight is not 0, entropy
+
+
+def init(config: VQ, key: Array) -> Params:
+    """Codes uniform in +-1/V, then on the unit sphere if the codes are normalised, as LlamaGen does."""
+    codebook = jax.random.uniform(key, (config.size, config.dim), minval=-1 / config.size, maxval=1 / config.size)
+    return {"codebook": _sphere(codebook) if config.normalize else codebook}
+
+
+def _sphere(x: Float[Array, "*N C"]) -> Float[Array, "*N C"]:
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
+
+
+def table(config: VQ, params: Params) -> Float[Array, "V C"]:
+    """The code vectors as the decoder gets them."""
+    codebook = params["codebook"].astype(jnp.float32)
+    return _sphere(codebook) if config.normalize else codebook
+
+
+def lookup(config: VQ, params: Params, ids: Int[Array, "*N"]) -> Float[Array, "*N C"]:
+    return table(config, params)[ids]
+
+
+def _distances(z: Float[Array, "M C"], codes: Float[Array, "V C"]) -> Float[Array, "M V"]:
+    """Squared distances; exact float32 products also where the default precision is lower."""
+    products = jnp.matmul(z, codes.T, precision=jax.lax.Precision.HIGHEST)
+    return jnp.square(z).sum(1, keepdims=True) + jnp.square(codes).sum(1) - 2 * products
+
+
+def nearest(config: VQ, params: Params, latents: Float[Array, "*N C"]) -> Int[Array, "*N"]:
+    """Id of the nearest code."""
+    z = latents.reshape(-1, config.dim).astype(jnp.float32)
+    z = _sphere(z) if config.normalize else z
+    return jnp.argmin(_distances(z, table(config, params)), -1).astype(jnp.int32).reshape(latents.shape[:-1])
+
+
+def quantize(config: VQ, params: Params, latents: Float[Array, "B h w C"]) -> Quantized:
+    """Codes (straight-through), ids and losses of a training step."""
+    codes = table(config, params)
+    z = latents.astype(jnp.float32)
+    z = _sphere(z) if config.normalize else z
+    distances = _distances(z.reshape(-1, config.dim), codes)
+    ids = jnp.argmin(distances, -1).astype(jnp.int32)
+    chosen = codes[ids].reshape(z.shape)
+    fixed = jax.lax.stop_gradient
+    losses = {
+        "codebook": config.codebook * jnp.square(chosen - fixed(z)).mean(),
+        "commitment": config.commitment * jnp.square(fixed(chosen) - z).mean(),
+    }
+    if config.entropy:
+        losses["entropy"] = config.entropy * entropy_loss(-distances, config.temperature)
+    return Quantized(z + fixed(chosen - z), ids.reshape(z.shape[:-1]), losses)
+
+
+def entropy_loss(affinity: Float[Array, "M V"], temperature: float) -> Float[Array, ""]:
+    """Mean entropy of each soft assignment minus the entropy of their mean (MaskGIT's, as LlamaGen has it): sure and diverse."""
+    log_p = jax.nn.log_softmax(affinity / temperature)
+    p = jnp.exp(log_p)
+    mean = p.mean(0)
+    return -(p * log_p).sum(-1).mean() + (mean * jnp.log(mean + 1e-5)).sum()
+
+
+# Usage of the codebook, a pytree that a training step carries along.
+
+Usage = dict[str, Int[Array, "..."]]
+
+
+def start_usage(config: VQ, window: int = 65536) -> Usage:
+    """No code seen yet. `window`: positions over which usage and perplexity are reported."""
+    return {"window": jnp.full(window, -1, jnp.int32), "idle": jnp.zeros(config.size, jnp.int32)}
+
+
+def update_usage(usage: Usage, ids: Int[Array, "*N"]) -> Usage:
+    """After a step that used `ids`: the window slides on; `idle` counts the steps since a code was last used."""
+    ids = ids.reshape(-1)
+    window = jnp.concatenate([usage["window"], ids])[-usage["window"].size :]
+    idle = (usage["idle"] + 1).at[ids].set(0)
+    return {"window": window, "idle": idle}
+
+
+def usage_metrics(usage: Usage) -> dict[str, Float[Array, ""]]:
+    """`usage`: share of the codes that the window holds; `perplexity`: exp of the entropy of their frequencies."""
+    seen = usage["window"] >= 0
+    counts = jnp.zeros(usage["idle"].size).at[usage["window"]].add(seen)  # -1 adds 0 to the last code
+    p = counts / jnp.maximum(counts.sum(), 1)
+    return {"usage": (counts > 0).mean(), "perplexity": jnp.exp(-jax.scipy.special.xlogy(p, p).sum())}
+
+
+def revive(
+    config: VQ, params: Params, usage: Usage, latents: Float[Array, "*N C"], key: Array, after: int
+) -> tuple[Params, Usage]:
+    """Moves each code unused for `after` steps onto a random latent of the batch (Jukebox, arXiv 2005.00341, section 3.1).
+
+    A little noise keeps two codes that drew the same latent apart. Runs inside a jitted step.
+    """
+    z = latents.reshape(-1, config.dim).astype(jnp.float32)
+    z = _sphere(z) if config.normalize else z
+    which, noise = jax.random.split(key)
+    drawn = z[jax.random.randint(which, (config.size,), 0, z.shape[0])]
+    drawn = drawn + 0.01 * z.std(0) * jax.random.normal(noise, drawn.shape)
+    dead = usage["idle"] >= after
+    codebook = jnp.where(dead[:, None], _sphere(drawn) if config.normalize else drawn, params["codebook"])
+    return {**params, "codebook": codebook}, {**usage, "idle": jnp.where(dead, 0, usage["idle"])}
