@@ -33,16 +33,22 @@ def _upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF (or XMP) orientation says. Unreadable EXIF says nothing: the picture is taken as it lies."""
     try:
         return ImageOps.exif_transpose(image)
+    except ImportError:  # of Pillow's own modules: no fault of the file
+        raise
     except Exception:  # EXIF is a second file format, with damage of its own
         return image
 
 
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    return ((values.astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8)
+
+
 def _grey16(image: Image.Image) -> Picture:
     """16 bits a pixel (in Pillow's modes I;16 and I) to 8: scaled by 255 / 65535, where convert() would clip."""
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:
         raise PictureError("its integers need more than 16 bits: convert it to 8 or 16 bits")
-    grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
+    grey = _to_8_bits(values)
     if isinstance(key := image.info.get("transparency"), int):  # one grey value of a PNG is transparent
         grey[values == key] = 255
     return np.repeat(grey[:, :, None], 3, axis=2)
@@ -95,8 +101,30 @@ def read_picture(source: str | Path | bytes) -> Picture:
         raise PictureError(f"cannot read {name}: it is no picture of a known format") from None
     except MemoryError:
         raise PictureError(f"cannot read {name}: it asks for more memory than there is") from None
+    except ImportError:  # of Pillow's own modules: no fault of the file
+        raise
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ...
         raise PictureError(f"cannot read {name}: {error}") from None
+
+
+def as_rgb(array: np.ndarray) -> Picture:
+    """uint8 or uint16 [H, W, 1, 3 or 4] -> uint8 [H, W, 3], transparency laid on white. Raises `PictureError` for the rest."""
+    if array.dtype == np.uint16:
+        array = _to_8_bits(array)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] not in (1, 3, 4):
+        raise PictureError(f"an array of shape {list(array.shape)} and type {array.dtype} is no 8 or 16 bit grey, RGB or RGBA picture")
+    if array.shape[-1] == 1:
+        return np.repeat(array, 3, axis=-1)
+    return _rgb(Image.fromarray(array))
+
+
+def is_picture(path: str | Path) -> bool:
+    """Whether the file begins like a picture of a known format. It may still be damaged."""
+    try:
+        with Image.open(path, formats=_available_formats()):
+            return True
+    except Exception:  # as in read_picture: anything that a decoder raises
+        return False
 
 
 # Squares -----------------------------------------------------------------------------------------------------------
