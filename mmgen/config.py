@@ -230,7 +230,7 @@ def _exchange(hint: Any, node: dict, kind: str, flag: str) -> None:
 
 def _parse(hint: Any, text: str, flag: str) -> Any:
     """The JSON value that a command line text means for a field of type `hint`."""
-    for member in members(hint):
+    for member in sorted(members(hint), key=lambda member: member is not type(None)):  # "none" is no text where None is allowed
         value = _read(member, text)
         try:
             return to_json(from_json(member, value), member)

@@ -1,0 +1,92 @@
+"""Pictures -> token shards: every picture is encoded once, in one or more crops, for generators to train on."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import mmgen_tokenizers as mt
+import numpy as np
+from jaxtyping import UInt8
+from mmgen_tokenizers.errors import UserError, nearest
+from mmgen_tokenizers.pictures import fit, ten_crop
+from mmgen_tokenizers.shards import ShardWriter
+
+from mmgen.config import Data
+from mmgen.data import open_source, parse_source
+from mmgen.progress import Counter
+
+TOGETHER = 64  # crops encoded at once
+
+Crop = Callable[[UInt8[np.ndarray, "H W 3"], int], UInt8[np.ndarray, "crops size size 3"]]
+
+
+def tokenize(
+    tokenizer: str | Path,
+    data: str,
+    out: str | Path,
+    crops: str = "center",
+    flip: bool = False,
+    count: int | None = None,
+    seed: int = 0,
+    data_dir: str | None = None,
+) -> int:
+    """Encodes the pictures that `data` names (see `parse_source`) with the tokenizer in a folder; returns their number.
+
+    `crops`: "center" (one of each), "random:K" (K random ones, half of them mirrored with `flip`), or "ten" (LlamaGen's, arXiv
+    2406.06525). Picture i gives the same crops whatever the count. Damaged pictures are replaced and counted. Raises
+    UserError for an unknown crop, source or tokenizer, and where `out` holds shards already.
+    """
+    tok = mt.load(tokenizer)
+    policy, crop = crop_policy(crops, tok.config.image_size, flip, seed)
+    source = open_source(Data(parse_source(data, data_dir), size=tok.config.image_size))
+    if "image" not in source[0]:
+        raise UserError(f"{data} holds no pictures: `mmgen tokenize` reads pictures, not token shards")
+    total = len(source) if count is None else min(count, len(source))
+
+    def load(index: int) -> dict[str, Any]:
+        example = dict(source[index])
+        height, width = example["image"].shape[:2]
+        return example | {"image": crop(example["image"], index), "height": height, "width": width}
+
+    with ShardWriter(out, tok.fingerprint, tok.layout, policy, source.labels) as writer, Counter(total, "pictures") as counter:
+        for examples in groups(load, total, max(1, TOGETHER // len(load(0)["image"]))):
+            ids = tok.encode(np.concatenate([example["image"] for example in examples]))
+            for example, rows in zip(examples, np.split(np.asarray(ids), len(examples)), strict=True):
+                writer.add(rows, example.get("label"), example.get("text"), example["height"], example["width"])
+            counter.add(len(examples))
+    replaced = f", {len(source.damaged)} damaged pictures replaced" if source.damaged else ""
+    print(f"{out}: {total} pictures ({crops}), {tok.layout.sites} tokens each{replaced}")
+    return total
+
+
+def crop_policy(crops: str, size: int, flip: bool, seed: int) -> tuple[str, Crop]:
+    """The manifest's name of a policy, and the function (picture, index) -> its crops uint8 [crops, size, size, 3]."""
+    name, _, number = crops.partition(":")
+    if name == "random" and number.isdigit() and int(number) > 0:
+
+        def random(picture: np.ndarray, index: int) -> np.ndarray:
+            rng = np.random.default_rng([seed, index])
+            return np.stack([fit(picture, size, "random", flip, rng) for _ in range(int(number))])
+
+        return "random", random
+    if flip:
+        raise UserError("--flip goes with --crops random:K; ten crops hold mirror images already")
+    if crops == "center":
+        return "center", lambda picture, index: fit(picture, size)[None]
+    if crops == "ten":
+        return "ten", lambda picture, index: ten_crop(picture, size)
+    raise UserError(f"unknown crops {crops!r}: center, random:K (K crops of each picture) or ten.{nearest(name, ('center', 'random', 'ten'))}")
+
+
+def groups(load: Callable[[int], Any], total: int, size: int) -> Iterator[list[Any]]:
+    """load(0), load(1), ... in lists of `size` (the last one shorter); threads read the next list meanwhile."""
+    with ThreadPoolExecutor() as threads:
+        waiting: list = []
+        for start in range(0, total, size):
+            reading = [threads.submit(load, index) for index in range(start, min(start + size, total))]
+            if waiting:
+                yield [future.result() for future in waiting]
+            waiting = reading
+        if waiting:
+            yield [future.result() for future in waiting]

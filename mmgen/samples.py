@@ -1,0 +1,266 @@
+"""Many pictures from one model into files: a grid, one file a picture, or one array; in pieces, so that any number fits."""
+
+import contextlib
+import json
+import math
+import os
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from mmgen_tokenizers.errors import UserError, nearest
+from mmgen_tokenizers.files import write_json
+from mmgen_tokenizers.pictures import grid, to_uint8, write_png
+
+from mmgen.generator import Generator, load
+from mmgen.model.config import FeatureCondition, TextCondition
+from mmgen.progress import Counter
+from mmgen.training.compilation import use_compilation_cache
+
+GRID = 1024  # pictures in a grid, at most
+EACH_CLASS = 64  # without labels and number: one picture of each of the first so many classes
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is asked for, one entry a picture: `values` for `generate`'s argument `name`, `texts` for people."""
+
+    name: str  # "prompts" or "labels"
+    values: list
+    texts: list[dict[str, Any]]  # {"prompt": ...} or {"label": ..., "name": ...}
+
+
+def sample(
+    folder: str | Path,
+    prompts: list[str] | None = None,
+    labels: list[str] | None = None,
+    num: int | None = None,
+    seed: int = 0,
+    out: str | None = None,
+    tokens: str | None = None,
+    npz: str | None = None,
+    **settings,
+) -> list[Path]:
+    """Draws `num` pictures for each prompt or label with the generator in a folder and returns the files written.
+
+    `out`: FILE.png (a grid) or a folder (a file a picture), with a JSON of what was drawn beside; `tokens`: a file with
+    int32 "tokens" [N, sites]; `npz`: a file with uint8 "arr_0" [N, H, W, 3]. `settings` go to `Generator.generate`.
+    """
+    use_compilation_cache()
+    start = time.perf_counter()
+    generator = load(folder)
+    rows = conditions(generator, prompts, labels, num)
+    out = "samples.png" if out is None and npz is None and generator.tokenizer is not None else out
+    check_outputs(generator, len(rows.values), out, tokens, npz)
+    about = {"model": str(folder), "seed": seed, "settings": {k: v for k, v in settings.items() if v is not None}}
+    with contextlib.ExitStack() as stack:
+        counter = stack.enter_context(Counter(len(rows.values), "pictures"))
+        sinks = [stack.enter_context(sink) for sink in outputs(rows, about, out, tokens, npz)]
+        step = generator.rows_at_once
+        for first in range(0, len(rows.values), step):
+            piece = rows.values[first : first + step]
+            made = generator.generate(**{rows.name: piece}, seed=seed, first_index=first, **settings)
+            pictures = None if made.images is None else to_uint8(made.images)
+            for sink in sinks:
+                sink.add(first, made.tokens, pictures)
+            counter.add(len(piece))
+    files = [sink.path for sink in sinks]
+    print(f"{len(rows.values)} pictures in {time.perf_counter() - start:.1f} s: {', '.join(map(str, files))}")
+    return files
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """The lines of a text file that are not blank."""
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text file in UTF-8: {error}") from None
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise UserError(f"{path} holds no prompts: write one a line")
+    return prompts
+
+
+def schedule(text: str | None) -> str | tuple[str, float] | None:
+    """A guidance schedule as the command line names it: "power_cosine:2.5" -> ("power_cosine", 2.5)."""
+    name, colon, number = (text or "").partition(":")
+    if not colon and name != "power_cosine":
+        return text
+    try:
+        return name, float(number)
+    except ValueError:
+        raise UserError(f"guidance schedule {text!r}: write power_cosine:P with a number P, e.g. power_cosine:2.5") from None
+
+
+def conditions(generator: Generator, prompts: list[str] | None, labels: list[str] | None, num: int | None) -> Rows:
+    """One entry a picture: `num` (1) for each prompt or label; without labels all classes in turn, `num` in all."""
+    if num is not None and num < 1:
+        raise UserError(f"--num {num}: ask for at least one picture")
+    if prompts is not None:
+        values = [prompt for prompt in prompts for _ in range(num or 1)]
+        return Rows("prompts", values, [{"prompt": prompt} for prompt in values])
+    if isinstance(generator.config.condition, TextCondition):
+        raise UserError("this model draws from texts: give --prompt TEXT or --prompts FILE")
+    if isinstance(generator.config.condition, FeatureCondition):
+        raise UserError("this model takes features of another text model, as arrays: use mmgen.load(DIR).generate(features=...)")
+    if labels is not None:
+        values = [label for text in labels for label in [number(text, generator)] * (num or 1)]
+    else:
+        classes = generator.null_label
+        values = [i % classes for i in range(num or min(classes, EACH_CLASS))]
+    return Rows("labels", values, [_named(label, generator.labels) for label in values])
+
+
+def number(text: str, generator: Generator) -> int:
+    """A label, by name or number, as a number."""
+    names = generator.labels or ()
+    if text in names:
+        return names.index(text)
+    classes = generator.null_label
+    if text.isdigit() and int(text) < classes:
+        return int(text)
+    named = f" or one of its names.{nearest(text, names)}" if names else ""
+    raise UserError(f"there is no label {text!r}: give a number in 0 .. {classes - 1}{named}")
+
+
+def _named(label: int, names: tuple[str, ...] | None) -> dict[str, Any]:
+    return {"label": label} | ({"name": names[label]} if names else {})
+
+
+# Files -------------------------------------------------------------------------------------------------------------
+
+
+def check_outputs(generator: Generator, count: int, out: str | None, tokens: str | None, npz: str | None) -> None:
+    """Raises UserError, before anything is computed, for what cannot be written."""
+    if generator.tokenizer is None and (out or npz or not tokens):
+        raise UserError(
+            "this model has no tokenizer to draw pictures with: convert it again with --tokenizer DIR, or keep the ids with "
+            "--tokens FILE.npz alone"
+        )
+    suffix = Path(out).suffix.lower() if out and not Path(out).is_dir() and not out.endswith(os.sep) else ""
+    if suffix and suffix != ".png" and suffix in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".npz", ".tif", ".tiff"):
+        raise UserError(f"--out {out}: pictures are written as FILE.png, or into a folder" + (" (arrays: --npz)" * (suffix == ".npz")))
+    if suffix == ".png" and count > GRID:
+        raise UserError(f"{count} pictures are too many for one grid: give --out DIR (one file each) or --npz FILE")
+
+
+def outputs(rows: Rows, about: dict, out: str | None, tokens: str | None, npz: str | None) -> list:
+    """The writers that are asked for: context managers with `add(first, tokens, pictures)` and `path`."""
+    count = len(rows.values)
+    grid_wanted = out is not None and out.lower().endswith(".png") and not Path(out).is_dir()
+    wanted = [
+        (out, lambda: GridFile(Path(out), rows, about) if grid_wanted else PictureFolder(Path(out), rows, about)),
+        (tokens, lambda: TokenFile(Path(tokens), rows)),
+        (npz, lambda: PictureArray(Path(npz), count)),
+    ]
+    return [make() for path, make in wanted if path is not None]
+
+
+class GridFile:
+    """One PNG of all pictures, the prompts in its metadata, and a JSON of the same name."""
+
+    def __init__(self, path: Path, rows: Rows, about: dict):
+        self.path, self._rows, self._about, self._pictures = path, rows, about, []
+
+    def add(self, first: int, tokens: np.ndarray, pictures: UInt8[np.ndarray, "b h w 3"]) -> None:
+        self._pictures.extend(pictures)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is not None:
+            return
+        columns = grid_columns(self._rows)
+        about = self._about | {"columns": columns, "pictures": self._rows.texts}
+        texts = "\n".join(str(next(reversed(text.values()))) for text in self._rows.texts)
+        write_png(self.path, grid(np.stack(self._pictures), columns), {self._rows.name: texts, "mmgen": json.dumps(about)})
+        write_json(self.path.with_suffix(".json"), about)
+
+
+def grid_columns(rows: Rows) -> int:
+    """One row a prompt where each has several pictures, else about a square."""
+    same = next((i for i, value in enumerate(rows.values) if value != rows.values[0]), len(rows.values))
+    return same if 1 < same < len(rows.values) else math.ceil(math.sqrt(len(rows.values)))
+
+
+class PictureFolder:
+    """00000.png, 00001.png, ... with their prompts in the metadata, and samples.json."""
+
+    def __init__(self, path: Path, rows: Rows, about: dict):
+        self.path, self._rows, self._about, self._files = path, rows, about, []
+        path.mkdir(parents=True, exist_ok=True)
+
+    def add(self, first: int, tokens: np.ndarray, pictures: UInt8[np.ndarray, "b h w 3"]) -> None:
+        for index, picture in enumerate(pictures, first):
+            entry = {"file": f"{index:05d}.png", "index": index} | self._rows.texts[index]
+            self._files.append(entry)
+            write_png(self.path / entry["file"], picture, {k: str(v) for k, v in (self._about | entry).items() if k != "file"})
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        if self._files:  # also of a job that was stopped: what is there is described
+            write_json(self.path / "samples.json", self._about | {"pictures": self._files})
+
+
+class TokenFile:
+    """int32 "tokens" [N, sites], and "labels" or "prompts" beside, in one .npz."""
+
+    def __init__(self, path: Path, rows: Rows):
+        self.path, self._rows, self._tokens = path, rows, []
+
+    def add(self, first: int, tokens: Int[np.ndarray, "b n ..."], pictures: np.ndarray | None) -> None:
+        self._tokens.append(tokens)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is None:
+            with replacing(self.path) as temporary, temporary.open("wb") as file:
+                np.savez(file, tokens=np.concatenate(self._tokens), **{self._rows.name: np.array(self._rows.values)})
+
+
+class PictureArray:
+    """uint8 "arr_0" [N, H, W, 3] in one .npz, the form that FID suites read; written piece by piece."""
+
+    def __init__(self, path: Path, count: int):
+        self.path, self._count = path, count
+
+    def __enter__(self):
+        with contextlib.ExitStack() as stack:
+            temporary = stack.enter_context(replacing(self.path))
+            archive = stack.enter_context(zipfile.ZipFile(temporary, "w"))
+            self._stream = stack.enter_context(archive.open("arr_0.npy", "w", force_zip64=True))
+            self._stack = stack.pop_all()
+        self._begun = False
+        return self
+
+    def add(self, first: int, tokens: np.ndarray, pictures: UInt8[np.ndarray, "b h w 3"]) -> None:
+        if not self._begun:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (self._count, *pictures.shape[1:])}
+            np.lib.format.write_array_header_1_0(self._stream, header)
+            self._begun = True
+        self._stream.write(np.ascontiguousarray(pictures))
+
+    def __exit__(self, *error) -> None:
+        self._stack.__exit__(*error)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when all went well, and vanishes otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
