@@ -1,0 +1,111 @@
+"""Checkpoints of a run: the newest few and the best by validation loss, written in the background, each complete or not there.
+
+A checkpoint holds the state and the experiment as JSON; the position in the data is `state.step`. orbax writes into a
+temporary folder and renames it when all is there, so a killed run finds its last complete one.
+"""
+
+import contextlib
+import errno
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from mmgen_tokenizers.errors import UserError
+from orbax.checkpoint import checkpoint_managers as policies
+
+from mmgen.training.state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints in one folder.
+
+    keep: how many of the newest stay, beside the one with the lowest validation loss.
+    """
+
+    def __init__(self, folder: Path, keep: int):
+        logging.getLogger("absl").setLevel(logging.WARNING)  # orbax reports every rename at INFO
+        self.folder = Path(folder).absolute()
+        best = policies.BestN(get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(max(keep, 1)), best]),
+            best_fn=_loss,  # the policy decides, but only with this does orbax write the figures
+            best_mode="min",
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(timeout_secs=3600),
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "experiment"))
+
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def best(self) -> int | None:
+        """Step of the checkpoint with the lowest validation loss."""
+        return self._manager.best_step()
+
+    def save(self, state: TrainState, experiment: dict, validation_loss: float | None) -> None:
+        """Starts to write the state; returns when it is copied from the device. Errors of the previous one come up here."""
+        with full_disk(self.folder):
+            self._manager.save(
+                int(state.step),
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), experiment=ocp.args.JsonSave(experiment)),
+                metrics={"loss": validation_loss} if validation_loss is not None and math.isfinite(validation_loss) else None,
+            )
+
+    def wait(self) -> None:
+        """Returns when everything is on the disk."""
+        with full_disk(self.folder):
+            self._manager.wait_until_finished()
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state of that checkpoint; `like` tells shapes and types (`abstract_state`)."""
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
+        except (ValueError, KeyError, OSError) as error:
+            raise UserError(
+                f"cannot read the checkpoint {self.folder / str(step)} ({str(error).splitlines()[0][:200]}): "
+                "remove that folder to continue from the one before it"
+            ) from error
+        # A copy made by XLA: arrays that come from a file cannot always be donated, which costs a second state in memory.
+        return jax.block_until_ready(jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(restored["state"]))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        with full_disk(self.folder):
+            self._manager.close()
+
+
+def _loss(figures: dict[str, float]) -> float:
+    return figures["loss"]
+
+
+@contextlib.contextmanager
+def full_disk(folder: Path) -> Iterator[None]:
+    """Turns "no space left", however it is wrapped, into one clear line."""
+    try:
+        yield
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        raise UserError(
+            f"no space left on the disk of {folder}: older checkpoints are intact; "
+            "free some space and start the same command again"
+        ) from error
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether an exception, or one that it was raised from, says that the disk (or the quota) is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error):  # tensorstore raises ValueError
+            return True
+        error = error.__cause__ or error.__context__
+    return False

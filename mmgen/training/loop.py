@@ -1,0 +1,159 @@
+"""The training loop: steps, and what happens between them. Started again in the same folder, it continues by itself.
+
+RUN/ experiment.json  metrics.jsonl  tensorboard/  checkpoints/  previews/  export/
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+import numpy as np
+from mmgen_tokenizers.configs import to_json
+from mmgen_tokenizers.errors import UserError
+
+from mmgen import config
+from mmgen.config import Experiment
+from mmgen.training.checkpoint import Checkpoints, full_disk
+from mmgen.training.compilation import use_compilation_cache
+from mmgen.training.metrics import read_metrics
+from mmgen.training.report import Report, due
+from mmgen.training.state import TrainState, Tree, abstract_state, initial_state
+from mmgen.training.step import make_step
+from mmgen.training.stopping import Stop
+
+AHEAD = 2  # steps dispatched before the figures of the first are read: the device has work while the host reads
+MAY_CHANGE = ("steps", "every_log", "every_validate", "every_preview", "every_checkpoint", "keep")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: its folder (`mmgen.load` and `mt.load` open it), the steps done, the last figures by name."""
+
+    folder: Path
+    step: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def train(experiment: Experiment, out: str | Path | None = None) -> Result:
+    """Trains until `experiment.steps`; `out` is the run folder (None: runs/tokenizer or runs/generator).
+
+    A run that was stopped or killed continues from its last complete checkpoint, with the losses of a run that was never
+    stopped. SIGINT and SIGTERM save and raise SystemExit. Raises UserError at a non-finite loss, at a full disk, and when
+    the folder holds another experiment.
+    """
+    from mmgen.training import tasks  # the loop itself knows of no task
+
+    use_compilation_cache()
+    kind = type(experiment.task).__name__.removesuffix("Task").lower()
+    folder = Path(out if out is not None else f"runs/{kind}").absolute()
+    with full_disk(folder):
+        claim(folder, experiment)
+        task = tasks.make(experiment, folder)
+        return fit(experiment, task, folder, task.training_batches, task.validation_batches)
+
+
+def claim(folder: Path, experiment: Experiment) -> None:
+    """Writes RUN/experiment.json; UserError when an experiment lives there that differs in more than how long it runs."""
+    path = folder / "experiment.json"
+    if path.exists():
+        names = differences(to_json(config.load(path)), to_json(experiment))
+        names = [name for name in names if name not in MAY_CHANGE]
+        if names:
+            raise UserError(
+                f"{folder} holds a run of another experiment (different: {', '.join(names)}): "
+                "choose another --out, or start it with the settings in its experiment.json"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save(experiment, path)
+
+
+def differences(old: object, new: object, name: str = "") -> list[str]:
+    """Dotted names of the fields in which two JSON values differ."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [name]
+    keys = {**old, **new}
+    return [found for key in keys for found in differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))]
+
+
+def fit(
+    experiment: Experiment,
+    task,
+    folder: Path,
+    training_batches: Callable[[int], Iterator[dict]],
+    validation_batches: Callable[[], Iterable[dict]] | None = None,
+) -> Result:
+    """The loop itself. `training_batches(k)` gives the batches k, k + 1, ...; what a task is stands in tasks.py."""
+    optimizer = task.optimizer(experiment)
+    checkpoints = Checkpoints(folder / "checkpoints", experiment.keep)
+    state = starting_state(experiment, task, optimizer, checkpoints)
+    start = int(state.step)
+    frozen = jax.device_put(task.frozen)
+    step, validation_step = make_step(experiment, task, optimizer), jax.jit(task.validate)
+    in_flight = deque()
+
+    with Stop() as stop, Report(experiment, task, folder, checkpoints, start) as report, checkpoints:
+        report.say(f"{folder}: {describe(state)}, {f'continues at step {start}' if start else 'starts'}")
+        batches = training_batches(start) if start < experiment.steps else ()
+        for done, batch in zip(range(start + 1, experiment.steps + 1), batches, strict=False):
+            state, metrics = step(state, frozen, task.prepare(batch))
+            in_flight.append((done, metrics))
+            if len(in_flight) > AHEAD:
+                report.read(*in_flight.popleft())
+
+            stopped = stop.signal  # read once: it can come at any moment
+            last = done == experiment.steps
+            saves = last or stopped or due(done, experiment.every_checkpoint)
+            validates = validation_batches and not stopped and (saves or due(done, experiment.every_validate))
+            previews = not stopped and (last or due(done, experiment.every_preview))
+            if not (saves or validates or previews):
+                continue
+
+            while in_flight:  # a state is saved only when every step up to it was finite
+                report.read(*in_flight.popleft())
+            weights = exported_weights(task, state)
+            figures = {}
+            if validates:
+                figures = validate(validation_step, task, weights, state.extra, frozen, validation_batches())
+                report.write(done, figures)
+            if saves:
+                checkpoints.save(state, to_json(experiment), figures.get("validation/loss"))
+                task.export(weights, folder / "export", done)
+            if previews:
+                task.preview(weights, folder / "previews", done)
+            report.pace.rest()
+            if stopped:
+                checkpoints.wait()
+                report.say(f"stopped by {stopped.name}: saved at step {done}; start it again to continue from there")
+                raise SystemExit(128 + stopped)
+
+        if start >= experiment.steps:  # it may have been killed between its last checkpoint and the export
+            task.export(exported_weights(task, state), folder / "export", start)
+    figures = {name: value for entry in read_metrics(folder) for name, value in entry.items()}
+    return Result(folder, max(start, experiment.steps), figures)
+
+
+def starting_state(experiment: Experiment, task, optimizer, checkpoints: Checkpoints) -> TrainState:
+    """The state of the last complete checkpoint, or a new one."""
+    arguments = task, optimizer, experiment.seed, experiment.ema > 0
+    latest = checkpoints.latest()
+    return initial_state(*arguments) if latest is None else checkpoints.restore(latest, like=abstract_state(*arguments))
+
+
+def exported_weights(task, state: TrainState) -> Tree:
+    """What is shown, validated and exported: the averaged weights where there are any."""
+    return state.ema or task.weights(state.params)
+
+
+def validate(step: Callable, task, weights: Tree, extra: Tree, frozen: Tree, batches: Iterable[dict]) -> dict[str, float]:
+    """Means over the batches, each name with "validation/" before it."""
+    metrics = [step(weights, extra, frozen, task.prepare(batch)) for batch in batches]
+    metrics = jax.device_get(metrics)
+    return {f"validation/{name}": float(np.mean([m[name] for m in metrics])) for name in metrics[0]}
+
+
+def describe(state: TrainState) -> str:
+    """Parameters and devices in words."""
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    return f"{count / 1e6:.2f}M parameters on {jax.device_count()} {jax.devices()[0].device_kind}"

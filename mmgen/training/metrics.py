@@ -1,0 +1,114 @@
+"""Where the figures of a run go: metrics.jsonl, TensorBoard if it is there, and a line on the terminal."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TextIO
+
+
+class MetricsLog:
+    """Writes figures under a run folder; entries after `step`, left by a run that was killed, are dropped first."""
+
+    def __init__(self, folder: Path, step: int):
+        self._path = folder / "metrics.jsonl"
+        kept = [entry for entry in read_metrics(folder) if entry["step"] <= step]
+        _replace(self._path, "".join(json.dumps(entry) + "\n" for entry in kept))
+        self._before = max((entry.get("seconds", 0.0) for entry in kept), default=0.0)
+        self._start = time.monotonic()
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = _tensorboard(folder / "tensorboard", step)
+
+    @property
+    def seconds(self) -> float:
+        """Time that the run has taken, earlier starts included."""
+        return self._before + time.monotonic() - self._start
+
+    def write(self, step: int, figures: dict[str, float]) -> None:
+        """One line: {"step": ..., the figures, "seconds": ...}; on the disk when this returns."""
+        self._file.write(json.dumps({"step": step, **figures, "seconds": round(self.seconds, 3)}) + "\n")
+        self._file.flush()
+        if self._board:
+            for name, value in figures.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+
+def read_metrics(folder: str | Path) -> list[dict]:
+    """The entries of RUN/metrics.jsonl; a last line that was cut by a kill is left out."""
+    path = Path(folder) / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    entries = []
+    for line in lines:
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return entries
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _tensorboard(folder: Path, step: int):
+    """A writer, or None without tensorboardX, which is said once a run."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        if step == 0:
+            print("no TensorBoard files: install tensorboardX for them (metrics.jsonl has the figures)", file=sys.stderr)
+        return None
+    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+
+class Progress:
+    """A line on stderr: rewritten in place on a terminal, one line an entry elsewhere."""
+
+    def __init__(self, steps: int, unit: str, stream: TextIO | None = None):
+        self._steps, self._unit, self._stream = steps, unit, stream or sys.stderr
+        self._open = False  # whether the cursor stands behind a line that will be rewritten
+
+    def show(self, step: int, loss: float, rate: float, seconds_a_step: float) -> None:
+        speed = f"  {short(rate)} {self._unit}/s  {duration((self._steps - step) * seconds_a_step)} left" if rate else ""
+        self._write(f"step {step}/{self._steps}  loss {loss:.4f}{speed}", lasting=False)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self._write(text, lasting=True)
+
+    def end(self) -> None:
+        """Leaves the last figures standing."""
+        if self._open:
+            self._stream.write("\n")
+            self._open = False
+
+    def _write(self, text: str, lasting: bool) -> None:
+        if self._stream.isatty():
+            self._stream.write("\r\x1b[K" + text + ("\n" if lasting else ""))
+            self._open = not lasting
+        else:
+            self._stream.write(text + "\n")
+        self._stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """3725 -> "1:02:05"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def short(number: float) -> str:
+    """12345.6 -> "12.3k"."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"

@@ -1,0 +1,69 @@
+"""AdamW (arXiv 1711.05101) and learning rate schedules, from their configurations to optax."""
+
+from dataclasses import replace
+
+import jax
+import optax
+from mmgen_tokenizers.errors import UserError
+
+from mmgen.config import Optimizer, Schedule
+from mmgen.training.state import Tree
+
+
+def learning_rate(schedule: Schedule, steps: int) -> optax.Schedule:
+    """The learning rate as a pure function of the step (0-based) of a run of `steps` steps.
+
+    Step s of the warm-up has the rate peak x (s + 1) / warmup, so that no step is wasted at a rate of 0.
+    """
+    if schedule.warmup >= steps and schedule.kind != "constant":
+        raise UserError(f"schedule: a warm-up of {schedule.warmup} steps leaves nothing of a run of {steps} steps")
+    after = _after_warmup(schedule, steps)
+    if not schedule.warmup:
+        return after
+    ramp = optax.linear_schedule(schedule.peak / schedule.warmup, schedule.peak, max(schedule.warmup - 1, 1))
+    return optax.join_schedules([ramp, after], [schedule.warmup])
+
+
+def _after_warmup(schedule: Schedule, steps: int) -> optax.Schedule:
+    """What follows the warm-up, counted from its end."""
+    rest = steps - schedule.warmup
+    if schedule.kind == "cosine":
+        return optax.cosine_decay_schedule(schedule.peak, rest, alpha=schedule.end)
+    if schedule.kind == "linear":
+        return optax.linear_schedule(schedule.peak, schedule.peak * schedule.end, rest)
+    if schedule.kind == "steps":
+        if not all(0 < b < 1 for b in schedule.boundaries):
+            raise UserError(f"schedule: boundaries are fractions of the run between 0 and 1, not {schedule.boundaries}")
+        drops = {round(b * steps) - schedule.warmup: schedule.factor for b in schedule.boundaries}
+        return optax.piecewise_constant_schedule(schedule.peak, drops)
+    return optax.constant_schedule(schedule.peak)
+
+
+def adamw(config: Optimizer, steps: int, decayed: Tree) -> optax.GradientTransformation:
+    """Clipping by the global norm, then AdamW; `decayed` is a tree of bools like the parameters."""
+    rate = learning_rate(config.schedule, steps)
+    update = optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=decayed)
+    return update if config.clip is None else optax.chain(optax.clip_by_global_norm(config.clip), update)
+
+
+def per_network(transforms: dict[str, optax.GradientTransformation]) -> optax.GradientTransformation:
+    """An optimizer a network, by the top-level names of the parameters: each clips by the norm of its own gradient."""
+
+    def init(params):
+        return {name: transform.init(params[name]) for name, transform in transforms.items()}
+
+    def update(grads, state, params=None):
+        done = {name: transform.update(grads[name], state[name], params[name]) for name, transform in transforms.items()}
+        return {name: updates for name, (updates, _) in done.items()}, {name: new for name, (_, new) in done.items()}
+
+    return optax.GradientTransformation(init, update)
+
+
+def with_peak(config: Optimizer, peak: float) -> Optimizer:
+    """The same optimizer with another highest learning rate."""
+    return replace(config, schedule=replace(config.schedule, peak=peak))
+
+
+def has_matrix_axes(tree: Tree) -> Tree:
+    """Decay mask by the number of axes: True for matrices, convolutions and tables, False for biases and norm scales."""
+    return jax.tree.map(lambda x: x.ndim >= 2, tree)

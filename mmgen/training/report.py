@@ -1,0 +1,94 @@
+"""What a run tells: reads the figures of finished steps, stops at one that is not finite, writes and shows the rest."""
+
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from mmgen_tokenizers.errors import UserError
+
+from mmgen.config import Experiment
+from mmgen.training.checkpoint import Checkpoints
+from mmgen.training.metrics import MetricsLog, Progress
+from mmgen.training.optimizer import learning_rate
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens after `step` steps."""
+    return every > 0 and step % every == 0
+
+
+class Report:
+    """Figures of a run; `say` adds a line for the reader."""
+
+    def __init__(self, experiment: Experiment, task, folder: Path, checkpoints: Checkpoints, start: int):
+        self._experiment, self._checkpoints = experiment, checkpoints
+        self._unit, per_row = task.unit
+        self._per_step = experiment.batch * per_row
+        self._rate = learning_rate(experiment.optimizer.schedule, experiment.steps)
+        self._log = MetricsLog(folder, start)
+        self._progress = Progress(experiment.steps, self._unit)
+        self.say = self._progress.say
+        self.pace = Pace()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._progress.end()
+        self._log.close()
+
+    def read(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Waits for the figures of a step that was dispatched earlier; logs them when it is time."""
+        metrics = jax.device_get(metrics)
+        self.pace.tick()
+        if not metrics.pop("finite"):
+            self._stop_not_finite(step, metrics)
+        if step == 1 or due(step, self._experiment.every_log) or step == self._experiment.steps:
+            seconds = self.pace.seconds_a_step()
+            figures = {name: float(value) for name, value in metrics.items()}
+            figures["learning_rate"] = float(self._rate(step - 1))
+            if seconds:
+                figures[f"{self._unit}_per_second"] = self._per_step / seconds
+            self._log.write(step, figures)
+            self._progress.show(step, figures["loss"], self._per_step / seconds if seconds else 0.0, seconds)
+
+    def write(self, step: int, figures: dict[str, float]) -> None:
+        """Figures that were not made by a step: validation."""
+        self._log.write(step, figures)
+        self.say(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+
+    def _stop_not_finite(self, step: int, metrics: dict[str, np.ndarray]) -> None:
+        self._checkpoints.wait()
+        good = self._checkpoints.latest()
+        kept = f"the last good checkpoint is {self._checkpoints.folder / str(good)}" if good else "there is no checkpoint yet"
+        raise UserError(
+            f"step {step} is not finite (loss {metrics['loss']}, gradient norm {metrics['grad_norm']}); {kept}. "
+            "Start a new run with a lower learning rate (--optimizer.schedule.peak), a longer warm-up or a smaller clip"
+        )
+
+
+class Pace:
+    """Seconds a step, without compilation and what happens between steps."""
+
+    def __init__(self):
+        self._last: float | None = None
+        self._total, self._count, self._known = 0.0, 0, 0.0
+
+    def tick(self) -> None:
+        """A step has ended."""
+        now = time.perf_counter()
+        if self._last is not None:
+            self._total, self._count = self._total + now - self._last, self._count + 1
+        self._last = now
+
+    def rest(self) -> None:
+        """Something else was done: the time until the next tick does not count."""
+        self._last = None
+
+    def seconds_a_step(self) -> float:
+        """Mean since the last call; 0 when nothing is known yet."""
+        if self._count:
+            self._known = self._total / self._count
+        self._total, self._count = 0.0, 0
+        return self._known

@@ -1,0 +1,59 @@
+"""One training step, top to bottom: gradient over microbatches -> clip, AdamW -> averaged weights -> metrics."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mmgen.config import Experiment
+from mmgen.training.state import TrainState, Tree
+
+
+def make_step(experiment: Experiment, task, optimizer: optax.GradientTransformation) -> Callable:
+    """Returns the jitted `step(state, frozen, batch) -> (state, metrics)`; the given state is donated.
+
+    `batch` is a dict of arrays with `experiment.batch` rows, `frozen` holds networks that are used but not trained.
+    Metrics are scalars on the device: the task's own, "grad_norm" (before clipping) and "finite".
+    """
+
+    def step(state: TrainState, frozen: Tree, batch: Tree) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
+        grads, extra, metrics = gradients(task, state, frozen, batch, key, experiment.accumulate)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = average(state.ema, task.weights(params), state.step, experiment.ema) if experiment.ema else {}
+
+        grad_norm = optax.tree.norm(grads)
+        # An update can overflow where the gradient did not: with it the flag vouches for the new parameters.
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(updates))
+        state = TrainState(state.step + 1, params, opt_state, ema, extra)
+        return state, {**metrics, "grad_norm": grad_norm, "finite": finite}
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def gradients(task, state: TrainState, frozen: Tree, batch: Tree, key: jax.Array, parts: int) -> tuple[Tree, Tree, Tree]:
+    """Gradients, extra and metrics of a batch that is computed in `parts` microbatches, one after the other."""
+    if parts == 1:
+        return task.gradients(state.params, state.extra, frozen, batch, key, state.step)
+
+    # Part i takes the rows i, i + parts, ...: each device keeps the rows that it has.
+    split = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+    def one_part(carry, part):
+        total, extra = carry
+        index, rows = part
+        grads, extra, metrics = task.gradients(state.params, extra, frozen, rows, jax.random.fold_in(key, index), state.step)
+        return (jax.tree.map(jnp.add, total, grads), extra), metrics
+
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    (total, extra), metrics = jax.lax.scan(one_part, (zeros, state.extra), (jnp.arange(parts), split))
+    return jax.tree.map(lambda g: g / parts, total), extra, jax.tree.map(lambda m: m.mean(0), metrics)
+
+
+def average(ema: Tree, weights: Tree, step: jax.Array, decay: float) -> Tree:
+    """Exponential moving average whose decay warms up as min(decay, (1 + t) / (10 + t)): early weights are soon forgotten."""
+    decay = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda e, w: decay * e + (1 - decay) * w, ema, weights)

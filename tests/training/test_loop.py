@@ -1,0 +1,190 @@
+"""The loop: resumes bitwise, stops well, keeps what it should."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from mmgen_tokenizers.errors import UserError
+from regression import Regression, batches, experiment, run, validation
+
+from mmgen.training import checkpoint, loop
+from mmgen.training.metrics import MetricsLog, read_metrics
+
+
+def losses(folder) -> dict[int, float]:
+    return {entry["step"]: entry["loss"] for entry in read_metrics(folder) if "loss" in entry}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A run of 20 steps that was never stopped."""
+    folder = tmp_path_factory.mktemp("reference")
+    result = run(folder, ema=0.5)
+    return result
+
+
+def steps_in(folder) -> list[int]:
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def test_run_folder(reference):
+    folder = reference.folder
+    assert reference.step == 20 and reference.metrics["validation/loss"] < 1.0
+    assert list(losses(folder)) == list(range(1, 21))
+    assert json.loads((folder / "experiment.json").read_text())["steps"] == 20
+    assert np.load(folder / "export/weights.npz")["step"] == 20
+    assert (folder / "previews/20.txt").exists()
+    assert steps_in(folder)[-2:] == [15, 20]
+    entry = next(entry for entry in read_metrics(folder) if entry["step"] == 20)
+    assert entry.keys() >= {"loss", "grad_norm", "learning_rate", "rows_per_second", "seconds"}
+
+
+def test_resumed_losses_are_bitwise_those_of_the_run_never_stopped(reference, tmp_path):
+    run(tmp_path, ema=0.5, steps=7)
+    run(tmp_path, ema=0.5, steps=13)
+    run(tmp_path, ema=0.5, steps=20)
+    assert losses(tmp_path) == losses(reference.folder)
+    mine, other = (np.load(folder / "export/weights.npz")["kernel"] for folder in (tmp_path, reference.folder))
+    np.testing.assert_array_equal(mine, other)
+
+
+def test_a_finished_run_has_nothing_to_do(reference, capfd):
+    entries = read_metrics(reference.folder)
+    again = run(reference.folder, ema=0.5)
+    assert again == reference and read_metrics(reference.folder) == entries
+
+
+def test_another_experiment_is_refused_by_name(tmp_path):
+    run(tmp_path, steps=2)
+    with pytest.raises(UserError, match=r"different: batch, optimizer.schedule.peak"):
+        chosen = experiment(steps=2, batch=32)
+        schedule = loop.config.Schedule("constant", peak=0.1)
+        optimizer = loop.config.Optimizer(schedule=schedule, weight_decay=0.01)
+        loop.claim(tmp_path, loop.config.Experiment(**{**vars(chosen), "optimizer": optimizer}))
+    loop.claim(tmp_path, experiment(steps=3, every_log=7, keep=9))
+
+
+def test_not_finite_names_the_last_good_checkpoint_and_keeps_it(tmp_path):
+    with pytest.raises(UserError, match=rf"step 8 is not finite .*last good checkpoint is {tmp_path}/checkpoints/5\b"):
+        run(tmp_path, Regression(broken_at=7))
+    assert steps_in(tmp_path) == [5] and np.load(tmp_path / "export/weights.npz")["step"] == 5
+
+
+def test_not_finite_at_a_checkpoint_step_is_not_saved(tmp_path):
+    with pytest.raises(UserError, match="step 10 is not finite"):
+        run(tmp_path, Regression(broken_at=9))
+    assert steps_in(tmp_path) == [5]
+
+
+def test_not_finite_without_any_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="there is no checkpoint yet"):
+        run(tmp_path, Regression(broken_at=0))
+
+
+def test_keeps_the_newest_and_the_best(tmp_path, monkeypatch):
+    wanted = iter([4.0, 1.0, 3.0, 5.0])
+    monkeypatch.setattr(loop, "validate", lambda *_: {"validation/loss": next(wanted)})
+    run(tmp_path, keep=1)
+    assert steps_in(tmp_path) == [10, 20]
+    assert checkpoint.Checkpoints(tmp_path / "checkpoints", 1).best() == 10
+
+
+def test_not_a_number_is_never_the_best(tmp_path, monkeypatch):
+    wanted = iter([4.0, float("nan"), 3.0, float("nan")])
+    monkeypatch.setattr(loop, "validate", lambda *_: {"validation/loss": next(wanted)})
+    run(tmp_path, keep=1)
+    assert steps_in(tmp_path) == [15, 20]
+
+
+def test_full_disk_is_one_clear_line_and_older_checkpoints_stay(tmp_path, monkeypatch):
+    run(tmp_path, steps=5)
+    handler = checkpoint.ocp.JsonCheckpointHandler
+
+    async def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(handler, "async_save", full)
+        with pytest.raises(UserError, match=f"no space left on the disk of {tmp_path}"):
+            run(tmp_path, steps=10)
+    assert steps_in(tmp_path) == [5]
+    assert run(tmp_path, steps=10).step == 10
+
+
+def test_full_disk_is_recognised_however_it_is_wrapped():
+    inner = OSError(errno.ENOSPC, "No space left on device")
+    outer = RuntimeError("save failed")
+    outer.__cause__ = inner
+    assert checkpoint.is_full_disk(outer)
+    assert checkpoint.is_full_disk(ValueError("RESOURCE_EXHAUSTED: Error writing: [OS error 28: No space left on device]"))
+    assert not checkpoint.is_full_disk(ValueError("something else"))
+
+
+def test_damaged_checkpoint_names_its_folder(tmp_path):
+    run(tmp_path, steps=5)
+    for path in (tmp_path / "checkpoints/5/state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    with pytest.raises(UserError, match="checkpoints/5"):
+        run(tmp_path, steps=10)
+
+
+def test_sigterm_saves_and_exits(tmp_path, reference):
+    def interrupted(start):
+        for index, batch in enumerate(batches(start), start):
+            if index == 8:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    chosen = experiment(ema=0.5)
+    loop.claim(tmp_path, chosen)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        loop.fit(chosen, Regression(), tmp_path, interrupted, validation)
+    assert stopped.value.code == 143 and steps_in(tmp_path)[-1] == 9
+    assert signal.getsignal(signal.SIGTERM) is before
+    run(tmp_path, ema=0.5)
+    assert losses(tmp_path) == losses(reference.folder)
+
+
+def start_process(folder: Path, steps: int, pause: float) -> subprocess.Popen:
+    script = Path(__file__).parent / "regression.py"
+    path, cache = os.pathsep.join(filter(None, sys.path)), jax.config.jax_compilation_cache_dir
+    env = {**os.environ, "PYTHONPATH": path, "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen([sys.executable, script, folder, str(steps), str(pause)], env=env, stderr=subprocess.DEVNULL)
+
+
+def test_killed_at_any_moment_continues_from_the_last_complete_checkpoint(tmp_path):
+    process = start_process(tmp_path, 10_000, 0.002)
+    try:
+        deadline = time.monotonic() + 60
+        while len(losses(tmp_path)) < 40 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(np.random.default_rng().uniform(0, 0.3))
+    finally:
+        process.kill()
+        process.wait()
+    done = max(losses(tmp_path))
+    result = run(tmp_path, steps=done + 5)
+    assert result.step == done + 5 and steps_in(tmp_path)[-1] == done + 5
+    straight = run(tmp_path.with_name("straight"), steps=done + 5, every_checkpoint=0)
+    assert losses(tmp_path) == losses(straight.folder)
+
+
+def test_metrics_drop_what_comes_after_the_checkpoint(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": step / 2})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # killed here
+    MetricsLog(tmp_path, 2).close()
+    assert [entry["step"] for entry in read_metrics(tmp_path)] == [1, 2]
