@@ -196,7 +196,7 @@ def _set(cls: type, node: dict, path: list[str], text: str) -> None:
     for depth, name in enumerate(path[:-1]):
         hint = _field(cls, name, path[:depth])
         if not dataclass_members(hint):
-            raise UserError(f"{flag}: {'.'.join(path[: depth + 1])} is a {describe(hint)} and has no field {path[depth + 1]!r}")
+            raise UserError(f"{flag}: {'.'.join(path[: depth + 1])} is {describe(hint)} and has no field {path[depth + 1]!r}")
         node[name] = node[name] if node.get(name) is not None else {}
         node, cls = node[name], _member(hint, node[name])
         if path[depth + 1 :] == ["kind"] and len(dataclass_members(hint)) > 1:

@@ -82,15 +82,16 @@ def item_types(hint: Any, count: int) -> list[Any]:
 
 def describe(hint: Any) -> str:
     """A declared type in words, for error messages."""
-    if hint is type(None):
-        return "none"
+    words = {type(None): "none", bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    if hint in words:
+        return words[hint]
     if members(hint) != (hint,):
         return " or ".join(describe(member) for member in members(hint))
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(repr(choice) for choice in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
         args = typing.get_args(hint)
-        return f"a list of {describe(args[0])}" if args[-1] is Ellipsis else f"a list of {len(args)} values"
+        return f"a list (of {describe(args[0])} each)" if args[-1] is Ellipsis else f"a list of {len(args)} values"
     return getattr(hint, "__name__", str(hint))
 
 
@@ -113,7 +114,7 @@ def _dataclass_from_json(cls: type[T], value: Any, where: str) -> T:
     fields = {key: from_json(hints[key], item, prefix + key) for key, item in value.items()}
     try:
         return cls(**fields)
-    except ValueError as error:  # a check in __post_init__
+    except (ValueError, UserError) as error:  # a check in __post_init__
         raise UserError(f"{_at(where)}{error}") from error
 
 

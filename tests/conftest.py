@@ -1,0 +1,42 @@
+"""Fixtures for all tests. None of them needs a network, an accelerator or data that the repository does not hold."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax; set it to test an accelerator
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("MMGEN_DATA") or REPOSITORY.parent / "shared" / "data")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """Compiled programs and copies of shards of the tests stay out of the user's cache."""
+    if "MMGEN_CACHE" not in os.environ:
+        os.environ["MMGEN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """`shared("emoji/train")`: a path in the shared data ($MMGEN_DATA, else ../shared/data); skips the test where it is absent."""
+    return lambda name="": _present(DATA / name)
+
+
+@pytest.fixture(scope="session")
+def parity():
+    """`parity("llamagen_vq")`: a folder of numbers that published code gave, beside the shared data; skips where it is absent."""
+    return lambda name="": _present(DATA.parent / "parity" / name)
+
+
+def _present(path: Path) -> Path:
+    if not path.exists():
+        pytest.skip(f"{path} is not here (set MMGEN_DATA to the shared data folder)")
+    return path
