@@ -191,7 +191,8 @@ def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
 
 Row = tuple[str, str, str]
 """(published name, our name, layout). "{i}" in both names stands for any one piece between dots. Layout: "" as it is,
-"linear" [out, in] <-> [in, out], "conv" [out, in, h, w] <-> [h, w, in, out]. An empty second name: known and not used."""
+"linear" [out, in] <-> [in, out], "conv" [out, in, h, w] <-> [h, w, in, out], "pixel" [out, in, 1, 1] <-> [in, out]. An empty second
+name: known and not used."""
 
 
 def _laid_out(array: np.ndarray, layout: str, back: bool) -> np.ndarray:
@@ -199,6 +200,10 @@ def _laid_out(array: np.ndarray, layout: str, back: bool) -> np.ndarray:
         return array.T
     if layout == "conv" and array.ndim == 4:
         return array.transpose((3, 2, 0, 1) if back else (2, 3, 1, 0))
+    if layout == "pixel" and back and array.ndim == 2:
+        return array.T[:, :, None, None]
+    if layout == "pixel" and not back and array.shape[2:] == (1, 1):
+        return array[:, :, 0, 0].T
     return array  # another rank than the layout's: its shape is reported as wrong
 
 
