@@ -8,6 +8,9 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax; set it to test an accelerator
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# Commands that tests start find the checkout too, installed or not.
+paths = [str(REPOSITORY), str(REPOSITORY / "tokenizers"), *filter(None, [os.environ.get("PYTHONPATH")])]
+os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 DATA = Path(os.environ.get("MMGEN_DATA") or REPOSITORY.parent / "shared" / "data")
 
 

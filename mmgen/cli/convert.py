@@ -37,6 +37,6 @@ def main(arguments: Sequence[str]) -> None:
         except ValueError as error:
             raise UserError(f"{args.config} is not JSON: {error}") from error
 
-    from mmgen.exporting import convert
+    from mmgen.folders import convert
 
     print(convert(args.family, args.checkpoint, args.out, config, args.tokenizer))

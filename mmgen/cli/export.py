@@ -25,6 +25,6 @@ def main(arguments: Sequence[str]) -> None:
     args = parser().parse_args(arguments)
     existing(args.run)
 
-    from mmgen.exporting import export
+    from mmgen.folders import export
 
     print(export(args.run, args.out, args.format))

@@ -20,6 +20,6 @@ def main(arguments: Sequence[str]) -> None:
     args = parser().parse_args(arguments)
     path = existing(args.path)
 
-    from mmgen.info import describe
+    from mmgen.folders import describe
 
     print(describe(path))

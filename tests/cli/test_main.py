@@ -1,0 +1,125 @@
+"""The command line: quick help, and one clear line for every mistake."""
+
+import errno
+import subprocess
+import sys
+import time
+
+import pytest
+from mmgen_tokenizers.errors import UserError
+
+from mmgen.cli import main as cli
+from mmgen.cli.parsing import existing
+
+VERBS = sorted(cli.VERBS)
+
+
+def run(*arguments: str) -> int:
+    return cli.main(list(arguments))
+
+
+def error(capsys, *arguments: str) -> str:
+    """The one line on stderr of a command that must exit with 2."""
+    assert run(*arguments) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and not captured.out
+    return lines[0]
+
+
+def test_help_is_quick_and_imports_no_jax():
+    code = "import sys; from mmgen.cli.main import main; main(['--help']); assert 'jax' not in sys.modules; assert 'numpy' not in sys.modules"
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    assert done.returncode == 0, done.stderr
+    assert all(verb in done.stdout for verb in VERBS)
+    assert seconds < 3  # 0.2 s on an idle machine; the target is 1 s
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_has_help_with_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(verb, "--help")
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert f"usage: mmgen {verb}" in text and "example:\n" in text and f"  mmgen {verb}" in text
+
+
+def test_help_of_every_verb_imports_no_jax():
+    code = (
+        "import sys\nfrom mmgen.cli.main import VERBS, main\n"
+        "for verb in VERBS:\n    try: main([verb, '--help'])\n    except SystemExit: pass\nassert 'jax' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_version(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out.startswith("mmgen 0.")
+
+
+def test_without_a_verb_the_verbs_are_shown(capsys):
+    assert run() == 0
+    assert "mmgen sample" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["smaple"], "there is no verb 'smaple': mmgen quickstart, train, tokenize, sample, export, convert, info. Did you mean 'sample'?"),
+        (["info", ".", "--verbos"], "mmgen info does not know --verbos."),
+        (["sample", ".", "--guidence", "3"], "Did you mean '--guidance'?"),
+        (["sample", ".", "--temperature", "warm"], "argument --temperature: invalid float value: 'warm'"),
+        (["sample"], "the following arguments are required: RUN"),
+        (["sample", ".", "--prompt", "a", "--label", "1"], "not allowed with argument"),
+        (["tokenize", ".", "--out", "x"], "the following arguments are required: --data"),
+        (["train", "nowhere/experiment.py"], "there is no nowhere/experiment.py"),
+    ],
+)
+def test_mistakes_on_the_command_line(arguments, message, capsys):
+    assert message in error(capsys, *arguments)
+
+
+@pytest.mark.parametrize("verb", ["sample", "export", "info"])
+def test_a_mistyped_path_is_answered_with_the_nearest(verb, tmp_path, capsys):
+    (tmp_path / "generator" / "deep").mkdir(parents=True)
+    more = ["--out", "x"] if verb == "export" else []
+    assert "Did you mean 'generator'?" in error(capsys, verb, str(tmp_path / "genertor"), *more)
+    deep = error(capsys, verb, str(tmp_path / "genertor" / "deep"), *more)
+    assert f"({tmp_path / 'genertor'} is missing). Did you mean 'generator'?" in deep
+
+
+def test_existing_gives_back_what_is_there(tmp_path):
+    assert existing(str(tmp_path)) == tmp_path
+    with pytest.raises(UserError, match="there is no"):
+        existing(str(tmp_path / "a" / "b" / "c"))
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "message"),
+    [
+        (UserError("two\nlines"), 2, "error: two lines\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "/runs/x/model.safetensors"), 2, "error: the disk is full: free space for /runs/x"),
+        (ValueError("RESOURCE_EXHAUSTED: No space left on device"), 2, "error: the disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 2, "error: Permission denied: /root/x\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_failures_become_exit_codes(failure, code, message, monkeypatch, capsys):
+    def fail(arguments):
+        raise failure
+
+    monkeypatch.setattr(cli, "run", fail)
+    assert run("info", ".") == code
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_our_own_mistakes_keep_their_traceback(monkeypatch):
+    def fail(arguments):
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(cli, "run", fail)
+    with pytest.raises(ZeroDivisionError):
+        run("info", ".")
