@@ -34,7 +34,9 @@ def _open(data: Data) -> Source:
             from mmgen.data.token_shards import TokenShardsSource
 
             if data.crop != "center" or data.flip:
-                raise UserError("ids cannot be cropped or flipped: give crop and flip to `mmgen tokenize`, which stores several crops")
+                raise UserError(
+                    "ids cannot be cropped or flipped: give crop and flip to `mmgen tokenize`, which stores several crops"
+                )
             return TokenShardsSource(folder, cache)
 
 

@@ -58,7 +58,7 @@ class ImageFolderSource:
         has_text, has_label = caption in keys, "label" in keys
         if not has_text and (caption != "text" or not has_label):
             columns = ", ".join(sorted(keys - {"file_name"})) or "none"
-            raise UserError(f"{metadata} has no captions named {caption!r} (it has: {columns}): set the source's caption to one of them")
+            raise UserError(f"{metadata} has no captions named {caption!r} (it has: {columns}): name one of them as caption")
         rows = [{"file": row["file_name"]} for _, row in described]
         if has_text:
             for (where, row), out in zip(described, rows, strict=True):
@@ -75,7 +75,9 @@ class ImageFolderSource:
         if any(len(file.parts) == 1 for file in files):
             return [{"file": str(file)} for file in files]
         if tops and SPLITS.issuperset(top.lower() for top in tops):
-            raise UserError(f"{self.folder} holds splits, not pictures: name one of {', '.join(str(self.folder / t) for t in tops)}")
+            raise UserError(
+                f"{self.folder} holds splits, not pictures: name one of {', '.join(str(self.folder / t) for t in tops)}"
+            )
         self.labels = tuple(tops)
         number = {name: i for i, name in enumerate(tops)}
         return [{"file": str(file), "label": number[file.parts[0]]} for file in files]

@@ -80,10 +80,12 @@ class TextTokenizer:
         )
         text = cls(model.getvalue())
         if text.vocabulary < vocabulary:
-            warnings.warn(f"the captions give {text.vocabulary} pieces of text, not {vocabulary}: the vocabulary is smaller", stacklevel=2)
+            warnings.warn(f"the captions give {text.vocabulary} pieces of text, not {vocabulary}", stacklevel=2)
         return text
 
-    def encode(self, texts: Sequence[str], length: int, warn: bool = True) -> tuple[Int[np.ndarray, "B C"], Bool[np.ndarray, "B C"]]:
+    def encode(
+        self, texts: Sequence[str], length: int, warn: bool = True
+    ) -> tuple[Int[np.ndarray, "B C"], Bool[np.ndarray, "B C"]]:
         """ids int32 [B, C] and which of them are real bool [B, C], C = `length`, padded on the left.
 
         Every row ends with EOS, also when the text was cut; "" is EOS alone, the null condition of guidance. Texts that
@@ -118,7 +120,9 @@ class TextTokenizer:
         file = _file(path)
         if not file.is_file():
             names = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
-            raise UserError(f"there is no text tokenizer {file}: name a folder that was exported with one.{nearest(file.name, names)}")
+            raise UserError(
+                f"there is no text tokenizer {file}: name a folder that was exported with one.{nearest(file.name, names)}"
+            )
         try:
             return cls(file.read_bytes())
         except UserError as error:

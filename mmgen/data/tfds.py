@@ -30,9 +30,11 @@ class TFDSSource:
             raise UserError(f"{name} has no split {base!r}, it has {', '.join(known)}.{nearest(base, known)}")
         features = builder.info.features
         if "image" not in features:
-            raise UserError(f"{name} has no feature named 'image', it has {', '.join(features)}: only picture data sets can be used")
+            raise UserError(f"{name} has no feature named 'image', only {', '.join(features)}: it holds no pictures")
         if builder.info.file_format.value != "array_record":
-            raise UserError(f"{folder} was prepared as {builder.info.file_format.value}: prepare it with file_format='array_record'")
+            raise UserError(
+                f"{folder} was prepared as {builder.info.file_format.value}: prepare it with file_format='array_record'"
+            )
         self._records = builder.as_data_source(split)
         self._label = "label" if "label" in features else None
         self._text = next((key for key in CAPTIONS if key in features), None)
@@ -64,13 +66,15 @@ def _version(name: str) -> tuple[int, ...]:
 def _prepared(name: str, data_dir: Path) -> Path:
     """DATA_DIR/NAME[/CONFIG]/VERSION, the newest version where none is named."""
     if not data_dir.is_dir():
-        raise UserError(f"there is no folder {data_dir}: set data_dir to where TFDS data sets are prepared.{nearest(data_dir.name, _names(data_dir.parent))}")
+        hint = nearest(data_dir.name, _names(data_dir.parent))
+        raise UserError(f"there is no folder {data_dir}: set data_dir to where TFDS data sets are prepared.{hint}")
     path, _, version = name.partition(":")
     folder = data_dir
     for part in path.split("/"):
         if not (folder / part).is_dir():
             known = _names(folder)
-            raise UserError(f"there is no TFDS data set {part!r} in {folder}, there is {', '.join(known) or 'none'}.{nearest(part, known)}")
+            there = ", ".join(known) or "none"
+            raise UserError(f"there is no TFDS data set {part!r} in {folder}, there is {there}.{nearest(part, known)}")
         folder = folder / part
     versions = sorted(filter(_version, _names(folder)), key=_version)
     if not versions:

@@ -10,14 +10,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save
 
 from .errors import UserError, nearest
 from .torch_files import read_torch
 
 PART_BYTES = 5_000_000_000
+SAFETENSORS_TYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "BOOL": np.bool_,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
+    "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8,
+}  # fmt: skip
 WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
 NESTS = ("ema", "model", "module", "state_dict")  # where training codes keep the weights, the best first
 
@@ -114,7 +121,9 @@ def save_arrays(folder: str | Path, params: Mapping[str, Any], stem: str = "mode
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
-        return load(path.read_bytes())
+        stored = deserialize(path.read_bytes())
+        # Its own NumPy loader does not know bfloat16.
+        return {name: np.frombuffer(t["data"], SAFETENSORS_TYPES[t["dtype"]]).reshape(t["shape"]) for name, t in stored}
     except (SafetensorError, ValueError, KeyError) as error:
         raise UserError(f"{path} is damaged or no safetensors file ({error}): fetch or export it again") from None
 
@@ -191,8 +200,8 @@ def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
 
 Row = tuple[str, str, str]
 """(published name, our name, layout). "{i}" in both names stands for any one piece between dots. Layout: "" as it is,
-"linear" [out, in] <-> [in, out], "conv" [out, in, h, w] <-> [h, w, in, out], "pixel" [out, in, 1, 1] <-> [in, out]. An empty second
-name: known and not used."""
+"linear" [out, in] <-> [in, out], "conv" [out, in, h, w] <-> [h, w, in, out], "pixel" [out, in, 1, 1] <-> [in, out].
+An empty second name: known and not used."""
 
 
 def _laid_out(array: np.ndarray, layout: str, back: bool) -> np.ndarray:
@@ -235,8 +244,8 @@ def rename(
 ) -> dict[str, np.ndarray]:
     """Published tensors under our names and layouts (or, with `back`, ours under theirs), as a flat dict.
 
-    `expected`: our flat names and shapes (with `back`: theirs); None: whatever the rows know. Raises `UserError` that lists by name what is missing,
-    what no row knows, and what has another shape.
+    `expected`: our flat names and shapes (with `back`: theirs); None: whatever the rows know. Raises `UserError`
+    that lists by name what is missing, what no row knows, and what has another shape.
     """
     match, reverse = _matcher(rows, back), _matcher(rows, not back)
     renamed: dict[str, np.ndarray] = {}
@@ -254,5 +263,6 @@ def rename(
     missing = [(reverse(name) or (name, ""))[0] for name in expected or () if name not in renamed]
     problems = [_listed("missing", missing), _listed("not known", extra), _listed("of another shape", misshaped)]
     if any(problems):
-        raise UserError("the checkpoint does not fit: " + "; ".join(filter(None, problems)) + ". Pass the config it was trained with")
+        listed = "; ".join(filter(None, problems))
+        raise UserError(f"the checkpoint does not fit: {listed}. Pass the config it was trained with")
     return renamed

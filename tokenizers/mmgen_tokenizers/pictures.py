@@ -15,7 +15,7 @@ from .files import write_atomically
 MAX_PIXELS = 1 << 27  # 134 million: 400 MB as RGB. What claims more is refused before it is unpacked.
 SMALLEST_CROP = 0.8  # random crops show at least this fraction of the shorter side
 # Formats that Pillow decodes itself. Not EPS, whose plug-in runs Ghostscript on the file.
-FORMATS = ("PNG", "JPEG", "MPO", "JPEG2000", "WEBP", "AVIF", "GIF", "BMP", "DIB", "ICO", "TIFF", "PPM", "PSD", "TGA", "PCX", "QOI")
+FORMATS = "PNG JPEG MPO JPEG2000 WEBP AVIF GIF BMP DIB ICO TIFF PPM PSD TGA PCX QOI".split()
 
 Picture = UInt8[np.ndarray, "H W 3"]
 
@@ -112,7 +112,7 @@ def as_rgb(array: np.ndarray) -> Picture:
     if array.dtype == np.uint16:
         array = _to_8_bits(array)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] not in (1, 3, 4):
-        raise PictureError(f"an array of shape {list(array.shape)} and type {array.dtype} is no 8 or 16 bit grey, RGB or RGBA picture")
+        raise PictureError(f"{array.dtype} {list(array.shape)} is no picture of 8 or 16 bits, grey, RGB or RGBA")
     if array.shape[-1] == 1:
         return np.repeat(array, 3, axis=-1)
     return _rgb(Image.fromarray(array))

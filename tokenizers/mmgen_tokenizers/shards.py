@@ -248,7 +248,8 @@ def _llamagen_folders(folder: Path) -> tuple[Path, Path | None]:
     """<dataset><size>_codes and <dataset><size>_labels in what extract_codes_c2i.py calls --code-path."""
     codes = sorted(p for p in folder.glob("*_codes") if p.is_dir())
     if len(codes) != 1:
-        raise UserError(f"{folder} has {len(codes) or 'no'} folders named *_codes: name the --code-path of LlamaGen's extract_codes_c2i.py")
+        found = f"{len(codes) or 'no'} folders named *_codes"
+        raise UserError(f"{folder} has {found}: name the --code-path of LlamaGen's extract_codes_c2i.py")
     labels = codes[0].with_name(codes[0].name.removesuffix("_codes") + "_labels")
     return codes[0], labels if labels.is_dir() else None
 
