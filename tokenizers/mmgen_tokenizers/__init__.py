@@ -11,9 +11,10 @@ The names below are imported when first used, so that `import mmgen_tokenizers` 
 import importlib
 
 _HOMES = {
-    "api": ("Tokenizer", "TokenLayout", "convert", "load"),
+    "api": ("Tokenizer", "convert", "load"),
     "errors": ("UserError",),
     "families.vqgan": ("VQGAN",),
+    "layout": ("TokenLayout",),
     "losses": ("TokenizerLosses",),
     "networks.cnn": ("CNN",),
     "networks.discriminator": ("PatchGAN",),

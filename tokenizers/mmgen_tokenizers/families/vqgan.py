@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from ..errors import UserError
 from ..networks import layers
 from ..networks.cnn import CNN, Decoder, Encoder
 from ..networks.layers import Conv, Draws
@@ -30,6 +31,14 @@ class VQGAN:
     image_size: int = 256  # pixels a side in training; other sizes that are multiples of the factor work too
     quant_conv: Literal[0, 1, 3] = 1  # kernel of the convolutions latent -> code -> latent; 0: none (latent = quantizer.dim)
     range: Literal["signed", "unit"] = "signed"  # what the weights expect: [-1, 1], or [0, 1] (MaskGIT)
+
+    def __post_init__(self):
+        latent, dim, factor = self.network.latent, self.quantizer.dim, self.network.factor
+        if not self.quant_conv and latent != dim:
+            raise UserError(f"without quant_conv the network's latent ({latent}) must be the quantizer's dim ({dim})")
+        if self.image_size % factor:
+            near = max(factor, round(self.image_size / factor) * factor)
+            raise UserError(f"image_size {self.image_size} is not a multiple of the network's factor {factor}; use {near}")
 
 
 class Forward(NamedTuple):
@@ -61,28 +70,12 @@ class Network(nnx.Module):
 @functools.partial(jax.jit, static_argnums=0)
 def init(config: VQGAN, key: Array) -> Params:
     """Fresh parameters, in one compiled program."""
-    check(config)
     network, codebook = jax.random.split(key)
     return {**layers.init(Network, network, config), "quantizer": vq.init(config.quantizer, codebook)}
 
 
 def _network(config: VQGAN, params: Params) -> Network:
     return layers.bind(Network, {name: p for name, p in params.items() if name != "quantizer"}, config)
-
-
-def check(config: VQGAN) -> None:
-    """Raises ValueError where the parts of the configuration contradict each other."""
-    c = config.network
-    if not config.quant_conv and c.latent != config.quantizer.dim:
-        raise ValueError(f"without quant_conv the latent ({c.latent}) must have the quantizer's dim ({config.quantizer.dim})")
-    for width in {c.channels, *c.widths}:
-        if width % c.groups:
-            raise ValueError(f"network: {width} channels do not divide into groups={c.groups}; use a divisor such as 8 or 16")
-    if config.image_size % c.factor:
-        raise ValueError(f"image_size {config.image_size} is not a multiple of the network's factor {c.factor}")
-    wrong = [i for i in (*c.attention_levels, *c.up_attention_levels) if not 0 <= i < len(c.multipliers)]
-    if wrong:
-        raise ValueError(f"attention level {wrong[0]} does not exist: there are levels 0 to {len(c.multipliers) - 1}")
 
 
 def encode_latents(

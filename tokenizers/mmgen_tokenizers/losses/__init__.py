@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..errors import UserError
 from ..metrics import psnr
+from ..networks.discriminator import PatchGAN
 from . import lpips as perceptual
 from .adversarial import adaptive_weight, hinge_discriminator, hinge_generator
 
@@ -28,7 +30,15 @@ class TokenizerLosses:
     lpips: tuple[str, ...] = ()  # files with the weights of VGG16 and of LPIPS's linear layers
     adversarial: float = 0.0
     adversarial_start: int = 20_000  # step from which the discriminator trains and counts
+    discriminator: PatchGAN = PatchGAN()
     adaptive: bool = False  # scale the adversarial loss to the gradient of the others at the last convolution
+
+    def __post_init__(self):
+        if self.perceptual and not self.lpips:
+            raise UserError(
+                "the perceptual loss needs weights that we may not ship: name the files of VGG16 (torchvision's vgg16) and of LPIPS's"
+                " linear layers in losses.lpips, or set losses.perceptual to 0"
+            )
 
 
 def generator_loss(

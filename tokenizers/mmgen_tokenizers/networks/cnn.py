@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ..errors import UserError
 from .layers import SAME, Conv, Draws, GroupNorm, depth_to_space, nearest_double, space_to_depth
 
 
@@ -43,6 +44,16 @@ class CNN:
     groups: int = 32  # of group norm
     eps: float = 1e-6
     stem: int = 1  # space-to-depth in front, depth-to-space behind: small pictures, fast on a CPU
+
+    def __post_init__(self):
+        lowest = len(self.multipliers) - 1
+        for width in {self.channels, *self.widths}:
+            if width % self.groups:
+                fits = max(n for n in range(1, self.groups + 1) if width % n == 0)
+                raise UserError(f"network: {width} channels do not divide into groups={self.groups}; use groups={fits}")
+        for level in (*self.attention_levels, *self.up_attention_levels):
+            if not 0 <= level <= lowest:
+                raise UserError(f"network: there is no level {level} for attention_levels; levels are 0 to {lowest}")
 
     @property
     def factor(self) -> int:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ..errors import UserError
 from . import layers
 from .layers import Conv, Draws, GroupNorm, Params
 
@@ -22,6 +23,10 @@ class PatchGAN:
     layers: int = 3  # that halve the resolution, the first included; pictures of 32 pixels and more
     norm: Literal["group", "none"] = "group"
     groups: int = 8
+
+    def __post_init__(self):
+        if self.norm == "group" and 2 * self.channels % self.groups:
+            raise UserError(f"discriminator: {2 * self.channels} channels do not divide into groups={self.groups}")
 
 
 class Discriminator(nnx.Module):

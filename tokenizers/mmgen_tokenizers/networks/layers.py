@@ -82,8 +82,6 @@ class GroupNorm(nnx.Module):
     """
 
     def __init__(self, channels: int, groups: int, eps: float, *, affine: bool = True):
-        if channels % groups:
-            raise ValueError(f"group norm: {channels} channels do not divide into {groups} groups; choose another `groups`")
         self.groups, self.eps = groups, eps
         self.scale = nnx.Param(jnp.ones(channels)) if affine else None
         self.bias = nnx.Param(jnp.zeros(channels)) if affine else None

@@ -1,0 +1,7 @@
+"""python -m mmgen_tokenizers ... is the command mmgen-tokenizers."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

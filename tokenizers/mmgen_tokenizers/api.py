@@ -1,0 +1,242 @@
+"""Tokenizer: what a user holds. Pictures -> ids -> pictures, saved and loaded as a folder."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from .configs import from_json, to_json
+from .errors import UserError, nearest
+from .families import vqgan
+from .families.vqgan import VQGAN
+from .files import flatten, load_arrays, read_json, save_arrays, unflatten, write_json
+from .layout import TokenLayout
+
+FORMAT = 1  # of the saved folder
+FAMILIES = {"vqgan": (VQGAN, vqgan)}  # name in config.json -> configuration, functions
+PIXELS = 2**20  # a chunk of a large batch: 16 pictures of 256 x 256
+
+Images = UInt8[np.ndarray, "B H W 3"] | Float[np.ndarray, "B H W 3"]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(family: Any, config: Any, params: dict, images: Images) -> Int[jax.Array, "B N"]:
+    signed = images.astype(jnp.float32) / 127.5 - 1 if images.dtype == jnp.uint8 else images
+    return family.encode(config, params, signed, _dtype())
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 4, 5))
+def _decode(family: Any, config: Any, params: dict, ids: Int[jax.Array, "B N"], height: int, width: int):
+    return jnp.clip(family.decode(config, params, ids, height, width, _dtype()), -1, 1)
+
+
+def _dtype() -> Any:
+    """Networks compute in bfloat16 where that is fast; a CPU is faster in float32."""
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
+
+def _chunks(function, array: np.ndarray, chunk: int) -> np.ndarray:
+    """function over pieces of at most `chunk` rows, each padded to a power of two: few shapes, so few compilations."""
+    done = []
+    for start in range(0, len(array), chunk):
+        piece = array[start : start + chunk]
+        size = 1 << (len(piece) - 1).bit_length()
+        padded = np.concatenate([piece, np.repeat(piece[:1], size - len(piece), 0)])
+        done.append(np.asarray(function(padded))[: len(piece)])
+    return np.concatenate(done)
+
+
+def _chunk(pixels: int) -> int:
+    """Pictures a chunk for pictures of that many pixels: a power of two, at most 256."""
+    return 1 << min(8, max(0, (PIXELS // pixels).bit_length() - 1))
+
+
+class Tokenizer:
+    """A configuration and its parameters. Immutable: training makes new ones."""
+
+    def __init__(self, config: VQGAN, params: dict, source: str | None = None, buffers: dict[str, np.ndarray] | None = None):
+        """`params`: as families.*.init gives them. `source`: the family of published weights that it was converted from, with
+        `buffers`, tensors of that checkpoint which we do not use and give back on export."""
+        self.config, self.params, self.source, self.buffers = config, params, source, buffers or {}
+        self.family = next(name for name, (kind, _) in FAMILIES.items() if isinstance(config, kind))
+        self._functions = FAMILIES[self.family][1]
+
+    @property
+    def layout(self) -> TokenLayout:
+        """Of pictures of the training resolution."""
+        return self.layout_for(self.config.image_size, self.config.image_size)
+
+    def layout_for(self, height: int, width: int) -> TokenLayout:
+        """Of pictures of height x width pixels. Raises UserError where the sizes do not divide."""
+        factor = self.config.network.factor
+        for size in (height, width):
+            if size < factor or size % factor:
+                near = max(factor, round(size / factor) * factor)
+                raise UserError(f"pictures of {height} x {width}: {size} is not a multiple of {factor}; the nearest is {near}")
+        rows, columns = self._functions.grid(self.config, height, width)
+        return TokenLayout(height=rows, width=columns, codebook_size=self.config.quantizer.size)
+
+    def encode(self, images: Images) -> Int[np.ndarray, "B N"]:
+        """Pictures, uint8 or float32 in [-1, 1], of any batch size -> ids int32 in the order of the layout."""
+        images = _checked_images(images)
+        self.layout_for(*images.shape[1:3])
+        encode = functools.partial(_encode, self._functions, self.config, self.params)
+        return _chunks(encode, images, _chunk(images.shape[1] * images.shape[2]))
+
+    def decode(self, ids: Int[np.ndarray, "B N"], layout: TokenLayout | None = None) -> Float[np.ndarray, "B H W 3"]:
+        """Ids -> pictures float32, clamped to [-1, 1].
+
+        `layout`: where the pictures are neither of the training resolution nor square (see layout_for).
+        """
+        ids = self._checked_ids(ids)
+        layout = layout or self._square(ids.shape[1])
+        if ids.shape[1] != layout.sites:
+            raise UserError(
+                f"{ids.shape[1]} ids a picture, but the layout is {layout.height} x {layout.width} = {layout.sites}: for pictures of"
+                " another shape pass layout=tok.layout_for(height, width)"
+            )
+        pixels = layout.sites * self.config.network.factor**2
+        decode = lambda piece: _decode(self._functions, self.config, self.params, piece, layout.height, layout.width)
+        return _chunks(decode, ids, _chunk(pixels))
+
+    def embed(self, ids: Int[np.ndarray, "B N"]) -> Float[np.ndarray, "B N C"]:
+        """Code vectors, float32, as the decoder consumes them."""
+        return np.asarray(self._functions.embed(self.config, self.params, jnp.asarray(self._checked_ids(ids))))
+
+    def _square(self, sites: int) -> TokenLayout:
+        """The layout of training, or the square grid of so many sites."""
+        side = math.isqrt(sites)
+        if sites == self.layout.sites or side * side != sites:
+            return self.layout
+        return dataclasses.replace(self.layout, height=side, width=side)
+
+    def _checked_ids(self, ids: Int[np.ndarray, "B N"]) -> Int[np.ndarray, "B N"]:
+        ids = np.asarray(ids)
+        if ids.ndim != 2 or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
+            raise UserError(f"expected ids [B, N] of integers, got {ids.dtype} {list(ids.shape)}")
+        if ids.min() < 0 or ids.max() >= self.config.quantizer.size:
+            raise UserError(f"ids reach from {ids.min()} to {ids.max()}, but the codebook has codes 0 to {self.config.quantizer.size - 1}")
+        return ids.astype(np.int32)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `folder`: config.json, model.safetensors. A new folder appears whole or not at all; of an old one each file."""
+        folder = Path(folder)
+        if folder.exists():
+            return self._write(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        try:
+            self._write(part)
+            part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+    def _write(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        save_arrays(folder, self.params)
+        if self.buffers:
+            save_arrays(folder, unflatten(self.buffers), stem="reference_buffers")
+        write_json(folder / "config.json", self._description())
+
+    def _description(self) -> dict[str, Any]:
+        about = {"format": FORMAT, "kind": "tokenizer", "family": self.family, "source": self.source}
+        return {**about, "fingerprint": self.fingerprint, "config": to_json(self.config)}
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the configuration and weights: token shards say by it which tokenizer made them."""
+        digest = hashlib.sha256(json.dumps(to_json(self.config), sort_keys=True).encode())
+        for name, value in sorted(flatten(self.params).items()):
+            array = np.ascontiguousarray(value, dtype=np.float32)
+            digest.update(f"{name} {array.shape}".encode())
+            digest.update(array.data)
+        return digest.hexdigest()[:16]
+
+
+def _checked_images(images: Images) -> Images:
+    """float32 or uint8 [B, H, W, 3], or UserError."""
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[-1] != 3 or not len(images):
+        raise UserError(f"expected pictures [B, H, W, 3] with 3 channels last, got {list(images.shape)}")
+    if images.dtype == np.uint8:
+        return images
+    if not np.issubdtype(images.dtype, np.floating):
+        raise UserError(f"expected pictures of uint8 or of float32 in [-1, 1], got {images.dtype}")
+    low, high = images.min(), images.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise UserError("the pictures hold NaN or infinite pixels")
+    if low < -1.01 or high > 1.01:
+        raise UserError(f"float pictures must be in [-1, 1], these reach from {low:g} to {high:g}: pass uint8, or x / 127.5 - 1")
+    return images.astype(np.float32)
+
+
+def load(folder: str | Path) -> Tokenizer:
+    """The tokenizer of an exported or converted folder, of a run (its export/), or of a generator (its tokenizer/)."""
+    folder, about = _find(Path(folder))
+    kind = FAMILIES.get(about.get("family"))
+    if kind is None:
+        raise UserError(f"{folder}/config.json: unknown family {about.get('family')!r}.{nearest(about.get('family'), FAMILIES)}")
+    if about.get("format", 0) > FORMAT:
+        raise UserError(f"{folder} has format {about['format']}, this version reads up to {FORMAT}: upgrade mmgen-tokenizers")
+    config = from_json(kind[0], about["config"])
+    params = load_arrays(folder)
+    _check_shapes(folder, config, kind[1], params)
+    held = (folder / "reference_buffers.safetensors").is_file()
+    buffers = flatten(load_arrays(folder, stem="reference_buffers")) if held else None
+    return Tokenizer(config, jax.tree.map(jnp.asarray, params), about.get("source"), buffers)
+
+
+def _find(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder itself, its export/ or its tokenizer/, whichever is a tokenizer; with its config.json."""
+    found = None
+    for place in (folder, folder / "export", folder / "tokenizer", folder / "export" / "tokenizer"):
+        if (place / "config.json").is_file():
+            about = read_json(place / "config.json")
+            if about.get("kind") == "tokenizer":
+                return place, about
+            found = place
+    if found is not None:
+        raise UserError(f"{found} holds no tokenizer: neither it nor its tokenizer/ has a config.json of one")
+    read_json(folder / "config.json")  # raises: absent
+    raise AssertionError
+
+
+def _check_shapes(folder: Path, config: VQGAN, functions: Any, params: dict) -> None:
+    """Weights fit the configuration, or UserError that names what does not."""
+    expected = {name: leaf.shape for name, leaf in flatten(shapes(config, functions)).items()}
+    found = {name: array.shape for name, array in flatten(params).items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            has, wants = (list(x) if x is not None else "nothing" for x in (found.get(name), expected.get(name)))
+            raise UserError(f"{folder}/model.safetensors: {name} is {has}, config.json asks for {wants}: they do not belong together")
+
+
+def shapes(config: VQGAN, functions: Any = vqgan) -> dict:
+    """The parameters of a configuration as jax.ShapeDtypeStruct, nothing allocated."""
+    return jax.eval_shape(functools.partial(functions.init, config), jax.random.key(0))
+
+
+def convert(family: str, checkpoint: str | Path, out: str | Path | None = None, config: dict[str, Any] | None = None) -> Tokenizer:
+    """A published checkpoint (safetensors, .pt, .ckpt; see pretrained/) -> a Tokenizer, saved as the folder `out` if given.
+
+    `config` takes the reference's own keys, documented in pretrained/<family>.py; None: what the weights say. Raises UserError
+    listing tensors that are missing, extra or of another shape.
+    """
+    from .pretrained import FAMILIES as published
+
+    if family not in published:
+        raise UserError(f"unknown family {family!r}; there are {', '.join(published)}.{nearest(family, published)}")
+    tokenizer = published[family].convert(checkpoint, config)
+    if out is not None:
+        tokenizer.save(out)
+    return tokenizer

@@ -1,0 +1,313 @@
+"""The command `mmgen-tokenizers`: thin, all work is in the modules. JAX is imported by the verbs that compute."""
+
+import argparse
+import errno
+import json
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import UserError, nearest
+
+DESCRIPTION = "Image tokenizers: pictures to integers and back."
+EXAMPLE = """example:
+  mmgen-tokenizers convert llamagen-vq vq_ds16_c2i.pt --out models/vq16
+  mmgen-tokenizers reconstruct photos/ --tokenizer models/vq16 --out grid.png"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Mistakes are UserErrors of one line, with the nearest right word."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
+
+    def parse_args(self, arguments: Sequence[str]) -> argparse.Namespace:
+        parsed, unknown = self.parse_known_args(arguments)
+        if unknown:
+            options = parsed.options if hasattr(parsed, "options") else []
+            raise UserError(f"{self.prog} {parsed.verb}: unknown argument {unknown[0]}.{nearest(unknown[0], options)}")
+        return parsed
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message} ({self.prog} --help shows how)")
+
+
+# Pictures ----------------------------------------------------------------------------------------------------------
+
+
+def _existing(path: str) -> Path:
+    """The path, or a UserError that names the nearest one there is."""
+    found = Path(path)
+    if found.exists():
+        return found
+    siblings = [p.name for p in found.parent.iterdir()] if found.parent.is_dir() else []
+    raise UserError(f"there is no {path}.{nearest(found.name, siblings)}")
+
+
+def _picture_files(paths: Sequence[str]) -> list[Path]:
+    """The files named, and those in the folders named that begin like a picture, in alphabetical order."""
+    from .pictures import is_picture
+
+    files: list[Path] = []
+    for path in map(_existing, paths):
+        files += sorted(p for p in path.rglob("*") if p.is_file() and is_picture(p)) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"no picture in {', '.join(paths)}")
+    return files
+
+
+def _batches(files: Sequence[Path], size: int, batch: int) -> Iterator[tuple[list[str], np.ndarray]]:
+    """(names, uint8 [B, size, size, 3]) of the pictures that can be read; the others are named on stderr."""
+    from .pictures import PictureError, fit, read_picture
+
+    names, pictures, bad = [], [], 0
+    for file in files:
+        try:
+            pictures.append(fit(read_picture(file), size))
+            names.append(str(file))
+        except PictureError as error:
+            bad += 1
+            print(f"skipped: {error}", file=sys.stderr)
+        if len(pictures) == batch:
+            yield names, np.stack(pictures)
+            names, pictures = [], []
+    if pictures:
+        yield names, np.stack(pictures)
+    if bad:
+        print(f"{bad} of {len(files)} pictures skipped", file=sys.stderr)
+    if bad == len(files):
+        raise UserError("none of the pictures can be read")
+
+
+# Verbs -------------------------------------------------------------------------------------------------------------
+
+
+def encode(args: argparse.Namespace) -> None:
+    """Turn pictures into ids: one .npz with `ids` int32 [pictures, N], `names`, `height` and `width` of the grid, `fingerprint`.
+
+    A picture is scaled and cropped to a square. Pictures that cannot be read are named and left out.
+
+    example:
+      mmgen-tokenizers encode photos/ --tokenizer models/vq16 --out codes.npz
+    """
+    from .api import load
+
+    tokenizer = load(args.tokenizer)
+    size = args.size or tokenizer.config.image_size
+    layout = tokenizer.layout_for(size, size)
+    names, ids = [], []
+    for part, pictures in _batches(_picture_files(args.pictures), size, args.batch):
+        names += part
+        ids.append(tokenizer.encode(pictures))
+        print(f"\r{len(names)} pictures", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    arrays = {"ids": np.concatenate(ids), "names": np.array(names), "height": layout.height, "width": layout.width}
+    _save_npz(args.out, arrays | {"fingerprint": np.array(tokenizer.fingerprint)})
+    print(f"wrote {args.out}: ids {list(arrays['ids'].shape)}, {layout.codebook_size} codes")
+
+
+def decode(args: argparse.Namespace) -> None:
+    """Turn ids back into pictures: one PNG each, named as the pictures were.
+
+    CODES.npz is what `encode` wrote, or any .npz with `ids` [pictures, N] (and `height`, `width` of the grid where it is not square).
+
+    example:
+      mmgen-tokenizers decode codes.npz --tokenizer models/vq16 --out pictures/
+    """
+    import dataclasses
+
+    from .api import load
+    from .pictures import write_png
+
+    tokenizer, codes = load(args.tokenizer), _load_npz(args.codes)
+    made_by = str(codes.get("fingerprint", tokenizer.fingerprint))
+    if made_by != tokenizer.fingerprint:
+        raise UserError(f"{args.codes} was made by another tokenizer ({made_by}) than {args.tokenizer} ({tokenizer.fingerprint})")
+    layout = None
+    if "height" in codes and "width" in codes:
+        layout = dataclasses.replace(tokenizer.layout, height=int(codes["height"]), width=int(codes["width"]))
+    ids = codes["ids"]
+    stems = [Path(str(name)).stem for name in codes["names"]] if "names" in codes else [""] * len(ids)
+    for start in range(0, len(ids), args.batch):
+        for i, picture in enumerate(tokenizer.decode(ids[start : start + args.batch], layout), start):
+            write_png(Path(args.out) / f"{i:05d}{'_' if stems[i] else ''}{stems[i]}.png", picture)
+    print(f"wrote {len(ids)} pictures to {args.out}")
+
+
+def reconstruct(args: argparse.Namespace) -> None:
+    """Show what is lost: each picture beside its reconstruction in one PNG, with PSNR in dB.
+
+    example:
+      mmgen-tokenizers reconstruct photo.jpg emoji/ --tokenizer models/vq16 --out grid.png
+    """
+    from .api import load
+    from .metrics import psnr
+    from .pictures import grid, to_float, write_png
+
+    tokenizer = load(args.tokenizer)
+    size = args.size or tokenizer.config.image_size
+    layout = tokenizer.layout_for(size, size)
+    pairs, decibels = [], []
+    for names, pictures in _batches(_picture_files(args.pictures), size, args.batch):
+        again = tokenizer.decode(tokenizer.encode(pictures), layout)
+        scores = np.asarray(psnr(to_float(pictures), again))
+        for name, before, after, score in zip(names, pictures, again, scores, strict=True):
+            print(f"{score:6.2f} dB  {name}")
+            pairs += [to_float(before), after]
+        decibels += scores.tolist()
+    pairs_a_row = max(1, min(len(decibels), 1024 // (2 * size), 4))
+    write_png(args.out, grid(np.stack(pairs), 2 * pairs_a_row), {"psnr": f"{np.mean(decibels):.2f}"})
+    print(f"{np.mean(decibels):6.2f} dB  mean of {len(decibels)}; wrote {args.out}")
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Convert published weights (safetensors, .pt, .pth, .ckpt, .bin: torch is not needed, nothing in the file is run).
+
+    `mmgen-tokenizers list` names the families. The weights say most of the configuration; --config takes the reference's own
+    keys for the rest.
+
+    example:
+      mmgen-tokenizers convert llamagen-vq vq_ds16_c2i.pt --out models/vq16
+    """
+    from .api import convert as convert_checkpoint
+
+    config = None
+    if args.config:
+        try:
+            config = json.loads(_existing(args.config).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{args.config} is not JSON: {error}") from None
+        if not isinstance(config, dict):
+            raise UserError(f"{args.config} must hold a JSON object")
+    tokenizer = convert_checkpoint(args.family, _existing(args.checkpoint), args.out, config)
+    print(f"wrote {args.out}: {_summary(tokenizer)}")
+
+
+def info(args: argparse.Namespace) -> None:
+    """Describe a tokenizer: family, size, layout, fingerprint, configuration.
+
+    example:
+      mmgen-tokenizers info models/vq16
+    """
+    from .api import load
+    from .configs import to_json
+
+    tokenizer = load(args.folder)
+    print(f"{args.folder}: {_summary(tokenizer)}")
+    print(f"source       {tokenizer.source or 'trained here'}")
+    print(f"fingerprint  {tokenizer.fingerprint}")
+    print(f"config       {json.dumps(to_json(tokenizer.config), indent=2)}")
+
+
+def _summary(tokenizer: Any) -> str:
+    import jax
+
+    layout, size = tokenizer.layout, tokenizer.config.image_size
+    count = sum(leaf.size for leaf in jax.tree.leaves(tokenizer.params))
+    return (
+        f"{tokenizer.family}, {count / 1e6:.2f}M parameters, {size} x {size} pixels -> {layout.height} x {layout.width} = "
+        f"{layout.sites} ids of {layout.codebook_size} codes"
+    )
+
+
+def list_families(args: argparse.Namespace) -> None:
+    """List the families of published weights, their presets, and how far each conversion was verified.
+
+    example:
+      mmgen-tokenizers list
+    """
+    from .pretrained import FAMILIES, PUBLISHED
+
+    print(f"families of `convert`: {', '.join(FAMILIES)}\n")
+    print(f"{'weights':<8}{'family':<14}{'licence':<9}{'ids at 256 px':>13}{'codes':>8}{'rFID':>6}  verified by")
+    for name, (family, licence, ids, codes, fid, verified) in PUBLISHED.items():
+        print(f"{name:<8}{family:<14}{licence:<9}{ids:>13}{codes:>8}{fid:>6.2f}  {verified}")
+
+
+def _save_npz(path: str, arrays: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    import io
+
+    from .files import write_atomically
+
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())
+
+
+def _load_npz(path: str) -> dict[str, np.ndarray]:
+    try:
+        with np.load(_existing(path), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (ValueError, OSError, AttributeError, zipfile.BadZipFile):
+        raise UserError(f"{path} is no .npz file") from None
+    if "ids" not in arrays or arrays["ids"].ndim != 2:
+        raise UserError(f"{path} has no array `ids` [pictures, N]; it holds {', '.join(arrays) or 'nothing'}")
+    return arrays
+
+
+# The command line --------------------------------------------------------------------------------------------------
+
+VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "encode": encode,
+    "decode": decode,
+    "reconstruct": reconstruct,
+    "convert": convert,
+    "info": info,
+    "list": list_families,
+}
+
+
+def _arguments(verb: str, p: argparse.ArgumentParser) -> None:
+    if verb in ("encode", "reconstruct"):
+        p.add_argument("pictures", nargs="+", metavar="PICTURE", help="files or folders")
+        p.add_argument("--size", type=int, metavar="PIXELS", help="side of the square; the training resolution unless given")
+    if verb == "decode":
+        p.add_argument("codes", metavar="CODES.npz")
+    if verb in ("encode", "decode", "reconstruct"):
+        p.add_argument("--tokenizer", required=True, metavar="DIR", help="an exported or converted folder, or a run folder")
+        p.add_argument("--batch", type=int, default=64, metavar="N", help="pictures in memory at a time (64)")
+        written = {"encode": "FILE.npz", "decode": "DIR", "reconstruct": "FILE.png"}[verb]
+        p.add_argument("--out", required=True, metavar=written)
+    if verb == "convert":
+        p.add_argument("family", metavar="FAMILY", help="for example llamagen-vq")
+        p.add_argument("checkpoint", metavar="CHECKPOINT")
+        p.add_argument("--out", required=True, metavar="DIR")
+        p.add_argument("--config", metavar="FILE.json", help="the reference's own keys")
+    if verb == "info":
+        p.add_argument("folder", metavar="DIR")
+
+
+def parser() -> Parser:
+    p = Parser("mmgen-tokenizers", description=DESCRIPTION, epilog=EXAMPLE)
+    verbs = p.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, function in VERBS.items():
+        text = "\n".join(line.removeprefix("    ") for line in function.__doc__.strip().splitlines())
+        sub = verbs.add_parser(name, help=text.splitlines()[0], description=text)
+        _arguments(name, sub)
+        sub.set_defaults(options=sorted(sub._option_string_actions))
+    return p
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 for what the user can mend."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
+            raise UserError(f"unknown verb {arguments[0]!r}; there are {', '.join(VERBS)}.{nearest(arguments[0], VERBS)}")
+        args = parser().parse_args(arguments)
+        VERBS[args.verb](args)
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EISDIR, errno.ENOTDIR):
+            raise
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        place = Path(error.filename).parent if error.filename else Path.cwd()
+        print(f"error: {f'the disk is full: free space in {place}' if full else error}", file=sys.stderr)
+    return 2

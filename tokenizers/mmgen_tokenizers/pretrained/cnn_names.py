@@ -1,0 +1,41 @@
+"""Names of the layers of VQGAN networks in PyTorch checkpoints: what the rename tables of the families are made of.
+
+A layer is (published name, our name, kind); names below a place are put behind it. "{x}" stands for any one piece between dots.
+A user's own fork is a table like llamagen.py's, of places.
+"""
+
+from collections.abc import Iterable
+
+from ..files import Row
+
+Layer = tuple[str, str, str]
+
+BLOCK: tuple[Layer, ...] = (
+    ("norm1", "norm1", "norm"),
+    ("conv1", "conv1", "conv"),
+    ("norm2", "norm2", "norm"),
+    ("conv2", "conv2", "conv"),
+    ("nin_shortcut", "shortcut", "pixel"),
+)
+ATTENTION: tuple[Layer, ...] = (
+    ("norm", "norm", "norm"),
+    ("q", "query", "pixel"),
+    ("k", "key", "pixel"),
+    ("v", "value", "pixel"),
+    ("qkv", "qkv", "pixel"),
+    ("proj_out", "out", "pixel"),
+)
+
+
+def at(theirs: str, ours: str, layers: Iterable[Layer]) -> list[Layer]:
+    """The layers below a place: at("mid.0", "middle.blocks.0", BLOCK)."""
+    return [(f"{theirs}.{a}", f"{ours}.{b}", kind) for a, b, kind in layers]
+
+
+def rows(layers: Iterable[Layer]) -> list[Row]:
+    """The rename table (files.rename) of these layers: a norm has weight -> scale, a convolution weight -> kernel."""
+    table: list[Row] = []
+    for theirs, ours, kind in layers:
+        table.append((f"{theirs}.weight", f"{ours}.scale", "") if kind == "norm" else (f"{theirs}.weight", f"{ours}.kernel", kind))
+        table.append((f"{theirs}.bias", f"{ours}.bias", ""))
+    return table
