@@ -69,9 +69,11 @@ class ShardWriter:
         records_per_file: int = 1 << 16,
     ):
         self.folder = Path(folder)
-        if is_shards(self.folder):
-            raise UserError(f"{self.folder} already holds token shards: choose another folder or delete it")
+        if (self.folder / MANIFEST).exists():
+            raise UserError(f"{self.folder} already holds a {MANIFEST}: choose another folder or delete it")
         self.folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in self.folder.glob("shard-*.array_record"):  # of a run that was stopped
+            unfinished.unlink()
         self.layout, self.records_per_file = layout, records_per_file
         self.dtype = np.dtype("<u2" if layout.codebook_size <= 1 << 16 else "<u4")
         self.files: list[dict[str, Any]] = []
