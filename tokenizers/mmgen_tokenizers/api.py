@@ -35,8 +35,8 @@ def _encode(family: Any, config: Any, params: dict, images: Images) -> Int[jax.A
     return family.encode(config, params, signed, _dtype())
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 4, 5))
-def _decode(family: Any, config: Any, params: dict, ids: Int[jax.Array, "B N"], height: int, width: int):
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames=("height", "width"))
+def _decode(family: Any, config: Any, params: dict, ids: Int[jax.Array, "B N"], *, height: int, width: int):
     return jnp.clip(family.decode(config, params, ids, height, width, _dtype()), -1, 1)
 
 
@@ -106,8 +106,8 @@ class Tokenizer:
                 " another shape pass layout=tok.layout_for(height, width)"
             )
         pixels = layout.sites * self.config.network.factor**2
-        decode = lambda piece: _decode(self._functions, self.config, self.params, piece, layout.height, layout.width)
-        return _chunks(decode, ids, _chunk(pixels))
+        decode = functools.partial(_decode, self._functions, self.config, height=layout.height, width=layout.width)
+        return _chunks(functools.partial(decode, self.params), ids, _chunk(pixels))
 
     def embed(self, ids: Int[np.ndarray, "B N"]) -> Float[np.ndarray, "B N C"]:
         """Code vectors, float32, as the decoder consumes them."""
@@ -125,7 +125,8 @@ class Tokenizer:
         if ids.ndim != 2 or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
             raise UserError(f"expected ids [B, N] of integers, got {ids.dtype} {list(ids.shape)}")
         if ids.min() < 0 or ids.max() >= self.config.quantizer.size:
-            raise UserError(f"ids reach from {ids.min()} to {ids.max()}, but the codebook has codes 0 to {self.config.quantizer.size - 1}")
+            last = self.config.quantizer.size - 1
+            raise UserError(f"ids reach from {ids.min()} to {ids.max()}, but the codebook has codes 0 to {last}")
         return ids.astype(np.int32)
 
     def save(self, folder: str | Path) -> None:
@@ -176,7 +177,9 @@ def _checked_images(images: Images) -> Images:
     if not (np.isfinite(low) and np.isfinite(high)):
         raise UserError("the pictures hold NaN or infinite pixels")
     if low < -1.01 or high > 1.01:
-        raise UserError(f"float pictures must be in [-1, 1], these reach from {low:g} to {high:g}: pass uint8, or x / 127.5 - 1")
+        raise UserError(
+            f"float pictures must be in [-1, 1], these reach from {low:g} to {high:g}: pass uint8, or x / 127.5 - 1"
+        )
     return images.astype(np.float32)
 
 
@@ -185,7 +188,9 @@ def load(folder: str | Path) -> Tokenizer:
     folder, about = _find(Path(folder))
     kind = FAMILIES.get(about.get("family"))
     if kind is None:
-        raise UserError(f"{folder}/config.json: unknown family {about.get('family')!r}.{nearest(about.get('family'), FAMILIES)}")
+        raise UserError(
+            f"{folder}/config.json: unknown family {about.get('family')!r}.{nearest(about.get('family'), FAMILIES)}"
+        )
     if about.get("format", 0) > FORMAT:
         raise UserError(f"{folder} has format {about['format']}, this version reads up to {FORMAT}: upgrade mmgen-tokenizers")
     config = from_json(kind[0], about["config"])
@@ -218,7 +223,9 @@ def _check_shapes(folder: Path, config: VQGAN, functions: Any, params: dict) -> 
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             has, wants = (list(x) if x is not None else "nothing" for x in (found.get(name), expected.get(name)))
-            raise UserError(f"{folder}/model.safetensors: {name} is {has}, config.json asks for {wants}: they do not belong together")
+            raise UserError(
+                f"{folder}/model.safetensors: {name} is {has}, config.json asks for {wants}: they do not belong together"
+            )
 
 
 def shapes(config: VQGAN, functions: Any = vqgan) -> dict:
@@ -226,7 +233,9 @@ def shapes(config: VQGAN, functions: Any = vqgan) -> dict:
     return jax.eval_shape(functools.partial(functions.init, config), jax.random.key(0))
 
 
-def convert(family: str, checkpoint: str | Path, out: str | Path | None = None, config: dict[str, Any] | None = None) -> Tokenizer:
+def convert(
+    family: str, checkpoint: str | Path, out: str | Path | None = None, config: dict[str, Any] | None = None
+) -> Tokenizer:
     """A published checkpoint (safetensors, .pt, .ckpt; see pretrained/) -> a Tokenizer, saved as the folder `out` if given.
 
     `config` takes the reference's own keys, documented in pretrained/<family>.py; None: what the weights say. Raises UserError

@@ -87,7 +87,7 @@ def _batches(files: Sequence[Path], size: int, batch: int) -> Iterator[tuple[lis
 
 
 def encode(args: argparse.Namespace) -> None:
-    """Turn pictures into ids: one .npz with `ids` int32 [pictures, N], `names`, `height` and `width` of the grid, `fingerprint`.
+    """Turn pictures into ids: one .npz with `ids` int32 [pictures, N], `names`, `height`, `width` (of the grid), `fingerprint`.
 
     A picture is scaled and cropped to a square. Pictures that cannot be read are named and left out.
 
@@ -113,7 +113,8 @@ def encode(args: argparse.Namespace) -> None:
 def decode(args: argparse.Namespace) -> None:
     """Turn ids back into pictures: one PNG each, named as the pictures were.
 
-    CODES.npz is what `encode` wrote, or any .npz with `ids` [pictures, N] (and `height`, `width` of the grid where it is not square).
+    CODES.npz is what `encode` wrote, or any .npz with `ids` [pictures, N] (and `height`, `width` of a grid
+    that is not square).
 
     example:
       mmgen-tokenizers decode codes.npz --tokenizer models/vq16 --out pictures/
@@ -126,7 +127,9 @@ def decode(args: argparse.Namespace) -> None:
     tokenizer, codes = load(args.tokenizer), _load_npz(args.codes)
     made_by = str(codes.get("fingerprint", tokenizer.fingerprint))
     if made_by != tokenizer.fingerprint:
-        raise UserError(f"{args.codes} was made by another tokenizer ({made_by}) than {args.tokenizer} ({tokenizer.fingerprint})")
+        raise UserError(
+            f"{args.codes} was made by another tokenizer ({made_by}) than {args.tokenizer} ({tokenizer.fingerprint})"
+        )
     layout = None
     if "height" in codes and "width" in codes:
         layout = dataclasses.replace(tokenizer.layout, height=int(codes["height"]), width=int(codes["width"]))

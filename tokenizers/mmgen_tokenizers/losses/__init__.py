@@ -4,6 +4,7 @@ The two objectives of a training step: `generator_loss` for the tokenizer, `disc
 quantizer are in quantizers/ and arrive here weighted.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -36,8 +37,8 @@ class TokenizerLosses:
     def __post_init__(self):
         if self.perceptual and not self.lpips:
             raise UserError(
-                "the perceptual loss needs weights that we may not ship: name the files of VGG16 (torchvision's vgg16) and of LPIPS's"
-                " linear layers in losses.lpips, or set losses.perceptual to 0"
+                "the perceptual loss needs weights that we may not ship: name the files of VGG16 (torchvision's vgg16) and of"
+                " LPIPS's linear layers in losses.lpips, or set losses.perceptual to 0"
             )
 
 
@@ -53,22 +54,22 @@ def generator_loss(
 ) -> tuple[Float[Array, ""], Metrics]:
     """The tokenizer's objective for `forward` (families.*.forward of `images`, in [-1, 1]), with what to log.
 
-    `critic` with adversarial > 0; `last_layer` (families.*.last_layer) with adaptive; `lpips` (losses.lpips.load) with perceptual > 0.
+    `critic` where adversarial > 0; `last_layer` (families.*.last_layer) where adaptive; `lpips` (losses.lpips.load) where
+    perceptual > 0.
     """
-    reconstruction = forward.reconstruction
-    nll = lambda x: _reconstruction(config, x, images, lpips)
-    loss, metrics = nll(reconstruction)
+    nll = functools.partial(_reconstruction, config, images, lpips)
+    loss, metrics = nll(forward.reconstruction)
     metrics |= {f"quantizer/{name}": value for name, value in forward.losses.items()}
-    metrics["psnr"] = psnr(jnp.clip(jax.lax.stop_gradient(reconstruction), -1, 1), images).mean()
+    metrics["psnr"] = psnr(jnp.clip(jax.lax.stop_gradient(forward.reconstruction), -1, 1), images).mean()
     loss += sum(forward.losses.values())
     if config.adversarial:
-        gan, weight = _adversarial(config, reconstruction, nll, critic, last_layer, step)
+        gan, weight = _adversarial(config, forward.reconstruction, nll, critic, last_layer, step)
         metrics |= {"adversarial": gan, "adversarial_weight": weight}
         loss += weight * gan
     return loss, metrics | {"loss": loss}
 
 
-def _reconstruction(config: TokenizerLosses, x: Array, images: Array, lpips: dict | None) -> tuple[Array, Metrics]:
+def _reconstruction(config: TokenizerLosses, images: Array, lpips: dict | None, x: Array) -> tuple[Array, Metrics]:
     """Weighted sum of the losses between pictures, and each of them by itself."""
     terms: Metrics = {}
     if config.l1:
@@ -83,21 +84,30 @@ def _reconstruction(config: TokenizerLosses, x: Array, images: Array, lpips: dic
 def _adversarial(config, reconstruction, nll, critic, last_layer, step) -> tuple[Array, Array]:
     """Generator's side of the hinge loss and its weight; both are 0, and nothing is computed, before adversarial_start."""
 
+    def gan(x):
+        return hinge_generator(critic(x))
+
     def active(x):
-        gan = lambda y: hinge_generator(critic(y))
         weight = jnp.asarray(config.adversarial)
         if config.adaptive:
-            apply, kernel = last_layer
             fixed = jax.lax.stop_gradient(x)
-            gradients = jax.grad(lambda y: nll(y)[0])(fixed), jax.grad(gan)(fixed)
-            weight = weight * jax.lax.stop_gradient(adaptive_weight(apply, kernel, *gradients))
+            of_nll, of_gan = jax.grad(lambda y: nll(y)[0])(fixed), jax.grad(gan)(fixed)
+            weight = weight * jax.lax.stop_gradient(adaptive_weight(*last_layer, of_nll, of_gan))
         return gan(x), weight
 
-    return jax.lax.cond(step >= config.adversarial_start, active, lambda x: (jnp.zeros(()), jnp.zeros(())), reconstruction)
+    return jax.lax.cond(step >= config.adversarial_start, active, functools.partial(_zeros, 2), reconstruction)
+
+
+def _zeros(count: int, _) -> tuple[Array, ...]:
+    return (jnp.zeros(()),) * count
 
 
 def discriminator_loss(
-    config: TokenizerLosses, critic: Critic, images: Float[Array, "B H W 3"], reconstruction: Float[Array, "B H W 3"], step: Array | int
+    config: TokenizerLosses,
+    critic: Critic,
+    images: Float[Array, "B H W 3"],
+    reconstruction: Float[Array, "B H W 3"],
+    step: Array | int,
 ) -> tuple[Float[Array, ""], Metrics]:
     """The critic's objective; 0 before adversarial_start. No gradient reaches the tokenizer."""
 
@@ -105,6 +115,6 @@ def discriminator_loss(
         real, fake = critic(images), critic(x)
         return hinge_discriminator(real, fake), real.mean(), fake.mean()
 
-    idle = lambda x: (jnp.zeros(()),) * 3
-    loss, real, fake = jax.lax.cond(step >= config.adversarial_start, active, idle, jax.lax.stop_gradient(reconstruction))
+    fixed = jax.lax.stop_gradient(reconstruction)
+    loss, real, fake = jax.lax.cond(step >= config.adversarial_start, active, functools.partial(_zeros, 3), fixed)
     return loss, {"discriminator": loss, "score_real": real, "score_fake": fake}

@@ -20,9 +20,9 @@ def adaptive_weight(
 ) -> Float[Array, ""]:
     """|d nll / d kernel| / |d gan / d kernel| at the kernel of the decoder's last convolution, at most 1e4.
 
-    `last_layer(kernel)` gives the reconstruction; `nll` and `gan` are the gradients of the two losses with respect to it. So only
-    one convolution is differentiated twice, not the network.
+    `last_layer(kernel)` gives the reconstruction; `nll` and `gan` are the gradients of the two losses with respect to it. So
+    only one convolution is differentiated twice, not the network.
     """
     _, pull = jax.vjp(last_layer, kernel)
-    norm = lambda cotangent: jnp.linalg.norm(pull(cotangent)[0])
-    return jnp.clip(norm(nll) / (norm(gan) + 1e-4), 0, 1e4)
+    of_nll, of_gan = (jnp.linalg.norm(pull(cotangent)[0]) for cotangent in (nll, gan))
+    return jnp.clip(of_nll / (of_gan + 1e-4), 0, 1e4)

@@ -1,7 +1,7 @@
 """LPIPS, the perceptual distance of Zhang et al. (arXiv 1801.03924) on the features of VGG16.
 
-The weights are not ours to ship: the user names files that hold them, in the layout of torchvision's vgg16 (`features.N.weight`) or of
-the `lpips` package (`net.sliceK.N.weight`), with the linear layers (`linK.model.1.weight`).
+The weights are not ours to ship: the user names files that hold them, with the names of torchvision's vgg16
+(`features.N.weight`) or of the `lpips` package (`net.sliceK.N.weight`), and the linear layers (`linK.model.1.weight`).
 """
 
 import re
@@ -65,7 +65,10 @@ def _names() -> dict[str, tuple[int, ...]]:
 def from_reference(found: dict[str, np.ndarray]) -> Params:
     """Short names (see `_names`), PyTorch's layout -> our parameters."""
     conv = {
-        str(n): {"kernel": jnp.asarray(found[f"conv.{n}.weight"].transpose(2, 3, 1, 0)), "bias": jnp.asarray(found[f"conv.{n}.bias"])}
+        str(n): {
+            "kernel": jnp.asarray(found[f"conv.{n}.weight"].transpose(2, 3, 1, 0)),
+            "bias": jnp.asarray(found[f"conv.{n}.bias"]),
+        }
         for stage in STAGES
         for n in stage
     }

@@ -109,7 +109,7 @@ class Attention(nnx.Module):
 
 
 class Down(nnx.Module):
-    """Half the resolution. "asymmetric" pads right and bottom only, "symmetric" all around: the pictures shift by half a pixel."""
+    """Half the resolution. "asymmetric" pads right and bottom only, "symmetric" all around."""
 
     def __init__(self, c: CNN, channels: int, draws: Draws):
         padding = ((0, 1), (0, 1)) if c.down == "asymmetric" else SAME
@@ -184,9 +184,9 @@ class Encoder(nnx.Module):
         widths, lowest = c.widths, len(c.widths) - 1
         self.conv_in = Conv(3 * c.stem**2, c.channels, 3, draws, bias=c.bias)
         inputs = (c.channels, *widths)
-        self.levels = nnx.Dict({
-            str(i): Level(c, inputs[i], w, c.encoder_blocks, i in c.attention_levels, draws) for i, w in enumerate(widths)
-        })
+        self.levels = nnx.Dict(
+            {str(i): Level(c, inputs[i], w, c.encoder_blocks, i in c.attention_levels, draws) for i, w in enumerate(widths)}
+        )
         self.downs = nnx.Dict({str(i): Down(c, widths[i], draws) for i in range(lowest)})
         self.middle = Middle(c, draws)
         self.norm_out = GroupNorm(widths[-1], c.groups, c.eps)
@@ -203,8 +203,10 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """`hidden` gives the input of the last convolution and `picture` applies it: the adaptive weight of the adversarial loss needs
-    the gradient there and nowhere else."""
+    """In two parts: `hidden` gives the input of the last convolution, `picture` applies it.
+
+    The adaptive weight of the adversarial loss needs gradients at that convolution and nowhere else.
+    """
 
     def __init__(self, c: CNN, draws: Draws):
         widths, lowest = c.widths, len(c.widths) - 1
@@ -212,9 +214,9 @@ class Decoder(nnx.Module):
         self.conv_in = Conv(c.latent, widths[-1], 3, draws)
         self.middle = Middle(c, draws)
         levels = range(lowest, -1, -1)
-        self.levels = nnx.Dict({
-            str(i): Level(c, inputs[i], widths[i], c.decoder_blocks, i in c.up_attention_levels, draws) for i in levels
-        })
+        self.levels = nnx.Dict(
+            {str(i): Level(c, inputs[i], widths[i], c.decoder_blocks, i in c.up_attention_levels, draws) for i in levels}
+        )
         self.adaptive = nnx.Dict({str(i): AdaptiveNorm(c, inputs[i], draws) for i in levels}) if c.adaptive else None
         self.ups = nnx.Dict({str(i): Up(c, widths[i], draws) for i in range(1, lowest + 1)})
         self.norm_out = GroupNorm(widths[0], c.groups, c.eps)

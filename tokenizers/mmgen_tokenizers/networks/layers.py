@@ -20,7 +20,7 @@ SAME = ((1, 1), (1, 1))
 class Draws:
     """Uniform random numbers for all parameters of a network, cut from one draw.
 
-    One call of the random generator for the whole network: a call each would take minutes to compile for hundreds of parameters.
+    A draw for each of hundreds of parameters would take a minute to compile.
     """
 
     def __init__(self, pool: Float[Array, "P"] | None = None):

@@ -15,7 +15,14 @@ FORMATS = {"llamagen": llamagen}
 
 # name: (family, licence, ids of a 256 x 256 picture, codes, rFID as published, how the conversion was verified)
 PUBLISHED = {
-    "VQ-16": ("llamagen-vq", "MIT", 256, 16384, 2.19, "numbers of the reference code on a small model; names and shapes at full size"),
+    "VQ-16": (
+        "llamagen-vq",
+        "MIT",
+        256,
+        16384,
+        2.19,
+        "numbers of the reference code on a small model; names and shapes at full size",
+    ),
     "VQ-8": ("llamagen-vq", "MIT", 1024, 16384, 0.59, "names and shapes at full size; same code as VQ-16"),
 }
 

@@ -10,6 +10,11 @@ from ..files import Row
 
 Layer = tuple[str, str, str]
 
+ENDS: tuple[Layer, ...] = (
+    ("conv_in", "conv_in", "conv"),
+    ("norm_out", "norm_out", "norm"),
+    ("conv_out", "conv_out", "conv"),
+)
 BLOCK: tuple[Layer, ...] = (
     ("norm1", "norm1", "norm"),
     ("conv1", "conv1", "conv"),
@@ -36,6 +41,8 @@ def rows(layers: Iterable[Layer]) -> list[Row]:
     """The rename table (files.rename) of these layers: a norm has weight -> scale, a convolution weight -> kernel."""
     table: list[Row] = []
     for theirs, ours, kind in layers:
-        table.append((f"{theirs}.weight", f"{ours}.scale", "") if kind == "norm" else (f"{theirs}.weight", f"{ours}.kernel", kind))
+        table.append(
+            (f"{theirs}.weight", f"{ours}.scale", "") if kind == "norm" else (f"{theirs}.weight", f"{ours}.kernel", kind)
+        )
         table.append((f"{theirs}.bias", f"{ours}.bias", ""))
     return table

@@ -1,6 +1,7 @@
 """Vector quantization (VQ-VAE, arXiv 1711.00937), with l2-normalised low-dimensional codes as in ViT-VQGAN (arXiv 2110.04627).
 
-Parameters: {"codebook": float32 [V, C]}. All of it computes in float32 whatever the network does: rounded distances pick other codes.
+Parameters: {"codebook": float32 [V, C]}. All of it computes in float32 whatever the network does: rounded distances pick other
+codes.
 """
 
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ def quantize(config: VQ, params: Params, latents: Float[Array, "B h w C"]) -> Qu
 
 
 def entropy_loss(affinity: Float[Array, "M V"], temperature: float) -> Float[Array, ""]:
-    """Mean entropy of each soft assignment minus the entropy of their mean (MaskGIT's, as LlamaGen has it): sure and diverse."""
+    """Mean entropy of the soft assignments minus the entropy of their mean: each sure, all of them diverse (MaskGIT's)."""
     log_p = jax.nn.log_softmax(affinity / temperature)
     p = jnp.exp(log_p)
     mean = p.mean(0)
