@@ -23,7 +23,7 @@ class Counter:
         """`count` more are done."""
         self._done += count
         now = time.perf_counter()
-        if now - self._shown < (0.5 if self._terminal else 10):
+        if now - self._shown < (0.5 if self._terminal else 10) or (self._done >= self._total and self._shown == self._start):
             return
         self._shown = now
         rate = self._done / (now - self._start)

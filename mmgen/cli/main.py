@@ -4,6 +4,7 @@ import errno
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from mmgen_tokenizers.errors import UserError, nearest
@@ -60,6 +61,8 @@ def full_disk(error: BaseException) -> str | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 2 for what the user can mend, 130 for ctrl-C."""
+    # A warning is for the user: one line, without the place in our code.
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         run(sys.argv[1:] if arguments is None else arguments)
         return 0
