@@ -3,6 +3,7 @@
 RUN/ experiment.json  metrics.jsonl  tensorboard/  checkpoints/  previews/  export/
 """
 
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -55,16 +56,22 @@ def train(experiment: Experiment, out: str | Path | None = None) -> Result:
 
 
 def claim(folder: Path, experiment: Experiment) -> None:
-    """Writes RUN/experiment.json; UserError when an experiment lives there that differs in more than how long it runs."""
+    """Writes RUN/experiment.json; UserError when an experiment lives there that differs in more than how long it runs.
+
+    A run without any checkpoint has nothing to lose: another experiment takes its place.
+    """
     path = folder / "experiment.json"
     if path.exists():
         names = differences(to_json(config.load(path)), to_json(experiment))
         names = [name for name in names if name not in MAY_CHANGE]
-        if names:
+        if names and any(entry.name.isdigit() for entry in folder.glob("checkpoints/*")):
             raise UserError(
                 f"{folder} holds a run of another experiment (different: {', '.join(names)}): "
                 "choose another --out, or start it with the settings in its experiment.json"
             )
+        if names:
+            shutil.rmtree(folder / "export", ignore_errors=True)
+            (folder / "text.model").unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     config.save(experiment, path)
 

@@ -19,10 +19,12 @@ def make_step(experiment: Experiment, task, optimizer: optax.GradientTransformat
 
     def step(state: TrainState, frozen: Tree, batch: Tree) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
-        grads, extra, metrics = gradients(task, state, frozen, batch, key, experiment.accumulate)
+        key_gradient, key_update = jax.random.split(key)
+        grads, extra, metrics = gradients(task, state, frozen, batch, key_gradient, experiment.accumulate)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        params, extra = task.after_update(params, extra, key_update)
         ema = average(state.ema, task.weights(params), state.step, experiment.ema) if experiment.ema else {}
 
         grad_norm = optax.tree.norm(grads)

@@ -40,6 +40,9 @@ class Regression:
         loss = jnp.where(step == self.broken_at, jnp.nan, loss)
         return grads, {"seen": extra["seen"] + batch["x"].shape[0]}, {"loss": loss}
 
+    def after_update(self, params, extra, key):
+        return params, extra
+
     def weights(self, params):
         return params
 

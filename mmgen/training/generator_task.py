@@ -1,0 +1,215 @@
+"""Training a generator: ids from token shards, or pictures that a frozen tokenizer encodes inside the step."""
+
+import copy
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import mmgen_tokenizers as mt
+import numpy as np
+import optax
+from mmgen_tokenizers.api import FAMILIES
+from mmgen_tokenizers.errors import UserError
+from mmgen_tokenizers.layout import TokenLayout
+from mmgen_tokenizers.pictures import grid, write_png
+
+from mmgen.config import Data, Experiment, GeneratorTask, TokenShards
+from mmgen.data import Source, open_source
+from mmgen.data.text import FILE, TextTokenizer
+from mmgen.generator import Generator
+from mmgen.model import transformer
+from mmgen.model.config import ClassCondition, FeatureCondition, TextCondition
+from mmgen.training.optimizer import adamw
+from mmgen.training.state import Tree
+from mmgen.training.tasks import compute_dtype, to_float, training_batches, validation_batches
+
+CAPTIONS = 10_000  # that the text model learns from; read with their pictures, so more would take minutes
+SHOWN = 16  # pictures of a preview
+
+
+class GeneratorTraining:
+    """params and weights are those of `mmgen.model.transformer.init`; no extra."""
+
+    def __init__(self, experiment: Experiment, folder: Path):
+        self.experiment, self.config = experiment, experiment.task.model
+        self.dtype = compute_dtype(experiment.compute_dtype)
+        self.source = open_source(experiment.data)
+        self.held_out = open_source(experiment.validation) if experiment.validation else None
+        self.tokenizer = _tokenizer(experiment.task.tokenizer, folder)
+        self.frozen = {"tokenizer": self.tokenizer.params} if self.tokenizer else {}
+        for data, source in ((experiment.data, self.source), (experiment.validation, self.held_out)):
+            if source is not None:
+                _check_layout(experiment.task, data, source, self.tokenizer)
+        _check_condition(self.config.condition, self.source)
+        self.text = _text_model(self.config.condition, folder, self.source)
+        self.unit = ("tokens", self.config.layout.sites * self.config.layout.groups)
+        self.generator: Generator | None = None
+
+    def optimizer(self, experiment: Experiment) -> optax.GradientTransformation:
+        return adamw(experiment.optimizer, experiment.steps, decayed(transformer.axes(self.config)))
+
+    def init(self, key: jax.Array) -> tuple[Tree, Tree]:
+        return transformer.init(self.config, key), {}
+
+    def gradients(self, params, extra, frozen, batch, key, step):
+        key_drop, key_model = jax.random.split(key)
+        batch = self.drop_condition(self.with_ids(frozen, batch), key_drop)
+
+        def loss(params: Tree):
+            return transformer.loss(self.config, self._trained(params), batch, key_model, self.dtype)
+
+        grads, metrics = jax.grad(loss, has_aux=True)(params)
+        return grads, extra, metrics
+
+    def _trained(self, params: Tree) -> Tree:
+        """Without a gradient to what the model marks as frozen."""
+        fixed = jax.lax.stop_gradient
+        return _by_axes(lambda names, p: fixed(p) if "frozen" in names else p, transformer.axes(self.config), params)
+
+    def with_ids(self, frozen: Tree, batch: Tree) -> Tree:
+        """The batch with pictures replaced by their ids."""
+        if "image" not in batch:
+            return batch
+        encode = FAMILIES[self.tokenizer.family][1].encode
+        ids = encode(self.tokenizer.config, frozen["tokenizer"], to_float(batch["image"]), self.dtype)
+        return {"ids": ids} | {name: value for name, value in batch.items() if name != "image"}
+
+    def drop_condition(self, batch: Tree, key: jax.Array) -> Tree:
+        """Some samples see the null condition instead of theirs, so that guidance has both (arXiv 2207.12598)."""
+        rows = len(batch["ids"])
+        null = jax.random.bernoulli(key, self.experiment.task.condition_dropout, (rows,))
+        if "label" in batch:
+            return {**batch, "label": jnp.where(null, self.config.condition.classes, batch["label"])}
+        ids, valid = self.text.encode([""], self.config.condition.length)
+        prompt = jnp.where(null[:, None], ids, batch["prompt"])
+        return {**batch, "prompt": prompt, "prompt_valid": jnp.where(null[:, None], valid, batch["prompt_valid"])}
+
+    def after_update(self, params: Tree, extra: Tree, key: jax.Array) -> tuple[Tree, Tree]:
+        return params, extra
+
+    def weights(self, params: Tree) -> Tree:
+        return params
+
+    def validate(self, weights: Tree, extra: Tree, frozen: Tree, batch: Tree) -> dict[str, jax.Array]:
+        return transformer.loss(self.config, weights, self.with_ids(frozen, batch), dtype=self.dtype)[1]
+
+    def training_batches(self, start: int):
+        return training_batches(self.experiment, self.source, start)
+
+    @property
+    def validation_batches(self) -> Callable | None:
+        return (lambda: validation_batches(self.experiment, self.held_out)) if self.held_out else None
+
+    def prepare(self, batch: dict) -> Tree:
+        given = {name: batch[name] for name in ("ids", "image") if name in batch}
+        if isinstance(self.config.condition, ClassCondition):
+            return given | {"label": batch["label"]}
+        ids, valid = self.text.encode(batch["text"], self.config.condition.length, warn=False)
+        return given | {"prompt": ids, "prompt_valid": valid}
+
+    def preview(self, weights: Tree, folder: Path, step: int) -> None:
+        """Samples for the same conditions every time, with the recommended settings."""
+        if self.tokenizer is None:
+            return
+        folder.mkdir(exist_ok=True)
+        condition = self._shown()
+        out = self._generator(weights).generate(**condition, seed=self.experiment.seed)
+        text = {"step": str(step), **{name: "\n".join(map(str, rows)) for name, rows in condition.items()}}
+        write_png(folder / f"step-{step:07d}.png", grid(out.images, columns=4), text)
+
+    def _shown(self) -> dict[str, list]:
+        if isinstance(self.config.condition, ClassCondition):
+            return {"labels": [i % self.config.condition.classes for i in range(SHOWN)]}
+        source = self.held_out or self.source
+        return {"prompts": [source[i]["text"] for i in np.linspace(0, len(source) - 1, SHOWN).astype(int)]}
+
+    def export(self, weights: Tree, folder: Path, step: int) -> None:
+        self._generator(jax.device_get(weights)).save(folder)
+
+    def _generator(self, weights: Tree) -> Generator:
+        """One generator whose compiled programs serve all weights."""
+        if self.generator is None:
+            kind = "ema" if self.experiment.ema else "raw"
+            sampling, labels = self.experiment.task.sampling, self.source.labels
+            self.generator = Generator(self.config, weights, self.tokenizer, self.text, sampling, labels, kind, self.dtype)
+        return _with_params(self.generator, weights)
+
+
+def _with_params(generator: Generator, params: Tree) -> Generator:
+    other = copy.copy(generator)
+    other.params = params
+    for name in ("_device_params", "_decode_params"):  # made from the parameters when first used
+        other.__dict__.pop(name, None)
+    return other
+
+
+def decayed(axes: Tree) -> Tree:
+    """Decay mask: what has two axes or more beside that of the stacked layers, and is trained."""
+    return _by_axes(lambda names: len([n for n in names if n != "layers"]) >= 2 and "frozen" not in names, axes)
+
+
+def _by_axes(function: Callable, axes: Tree, *trees: Tree) -> Tree:
+    return jax.tree.map(function, axes, *trees, is_leaf=lambda names: isinstance(names, tuple))
+
+
+def _tokenizer(given: str | None, folder: Path) -> mt.Tokenizer | None:
+    """The tokenizer that the experiment names; a run that has begun uses its own copy."""
+    copy_of_it = folder / "export" / "tokenizer"
+    if given is None or (copy_of_it / "config.json").is_file():
+        return None if given is None else mt.load(copy_of_it)
+    try:
+        return mt.load(given)
+    except UserError as error:
+        raise UserError(f"task.tokenizer: {error}") from error
+
+
+def _check_layout(task: GeneratorTask, data: Data, source: Source, tokenizer: mt.Tokenizer | None) -> None:
+    """Raises UserError where the ids of the data are not those that the model expects."""
+    if not isinstance(data.source, TokenShards):
+        if tokenizer is None:
+            raise UserError("pictures need a tokenizer to become ids: set task.tokenizer to its folder, or train on token shards")
+        _same(task.model.layout, tokenizer.layout_for(data.size, data.size), f"{task.tokenizer}, for pictures of {data.size} pixels,")
+        return
+    reader, shards = source.source.reader, f"the token shards of {data.source.folder}"
+    _same(task.model.layout, reader.layout, shards)
+    if tokenizer and tokenizer.fingerprint != reader.tokenizer:
+        raise UserError(
+            f"{shards} were made by tokenizer {reader.tokenizer}, but {task.tokenizer} is {tokenizer.fingerprint}: "
+            "run `mmgen tokenize` with it"
+        )
+
+
+def _same(expected: TokenLayout, found: TokenLayout, what: str) -> None:
+    if expected != found:
+        sizes = [f"{x.height} x {x.width} ids of {x.codebook_size} codes" for x in (found, expected)]
+        raise UserError(f"{what} give {sizes[0]}, the model expects {sizes[1]}: set task.model.layout to match")
+
+
+def _check_condition(condition: ClassCondition | TextCondition | FeatureCondition, source: Source) -> None:
+    """Raises UserError where the data lack what the model is conditioned on."""
+    has = source[0].keys()
+    if isinstance(condition, FeatureCondition):
+        raise UserError("models conditioned on features are loaded and sampled from, not trained: use TextCondition")
+    if isinstance(condition, TextCondition) and "text" not in has:
+        raise UserError("the model reads prompts, and the data have no captions (metadata.jsonl with file_name and text)")
+    if isinstance(condition, ClassCondition) and "label" not in has:
+        raise UserError("the model reads labels, and the data have none (one folder a class)")
+    if isinstance(condition, ClassCondition) and source.labels and len(source.labels) > condition.classes:
+        raise UserError(f"the data have {len(source.labels)} classes: set task.model.condition.classes to that number")
+
+
+def _text_model(condition, folder: Path, source: Source) -> TextTokenizer | None:
+    """RUN/text.model, learned from captions of the training data when the run starts."""
+    if not isinstance(condition, TextCondition):
+        return None
+    if (folder / FILE).is_file():
+        return TextTokenizer.load(folder / FILE)
+    indices = range(0, len(source), -(-len(source) // CAPTIONS))
+    with ThreadPoolExecutor() as threads:
+        captions = list(threads.map(lambda i: source[i]["text"], indices))
+    text = TextTokenizer.train(captions, condition.vocabulary)
+    text.encode(captions, condition.length)  # warns where captions are cut
+    text.save(folder / FILE)
+    return text

@@ -1,0 +1,86 @@
+"""What is trained. The loop knows a task by this interface; `make` gives the one that an experiment names."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mmgen.config import Experiment, TokenizerTask
+from mmgen.data import Source, batches
+from mmgen.training.state import Tree
+
+VALIDATION_PICTURES = 2048  # at most; the same ones every time
+
+
+class Task(Protocol):
+    """Methods with jax.Array arguments are pure and run under jit; the others run on the host."""
+
+    unit: tuple[str, int]  # what is counted per second, and how many of them a row of the batch has
+    frozen: Tree  # networks that are used but not trained: arguments of the step, not part of the state
+
+    def optimizer(self, experiment: Experiment) -> optax.GradientTransformation: ...
+
+    def init(self, key: jax.Array) -> tuple[Tree, Tree]:
+        """params and extra."""
+
+    def gradients(
+        self, params: Tree, extra: Tree, frozen: Tree, batch: Tree, key: jax.Array, step: jax.Array
+    ) -> tuple[Tree, Tree, dict[str, jax.Array]]:
+        """Gradients like params, new extra, scalar metrics with "loss"; means over the rows of the batch."""
+
+    def after_update(self, params: Tree, extra: Tree, key: jax.Array) -> tuple[Tree, Tree]:
+        """What changes besides the gradient, once a step."""
+
+    def weights(self, params: Tree) -> Tree:
+        """The part that is averaged, validated, shown and exported."""
+
+    def validate(self, weights: Tree, extra: Tree, frozen: Tree, batch: Tree) -> dict[str, jax.Array]: ...
+
+    def training_batches(self, start: int) -> Iterator[dict]: ...
+
+    def validation_batches(self) -> Iterator[dict]: ...  # or None
+
+    def prepare(self, batch: dict) -> Tree:
+        """A batch of the data as the dict of arrays that the step takes."""
+
+    def preview(self, weights: Tree, folder: Path, step: int) -> None: ...
+
+    def export(self, weights: Tree, folder: Path, step: int) -> None: ...
+
+
+def make(experiment: Experiment, folder: Path) -> Task:
+    """The task of an experiment whose run folder is `folder`. Raises UserError where task and data do not fit."""
+    if isinstance(experiment.task, TokenizerTask):
+        from mmgen.training.tokenizer_task import TokenizerTraining
+
+        return TokenizerTraining(experiment)
+    from mmgen.training.generator_task import GeneratorTraining
+
+    return GeneratorTraining(experiment, folder)
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """What networks multiply in; "auto": bfloat16, but float32 on a CPU, where that is ten times faster."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+def to_float(pictures: jax.Array) -> jax.Array:
+    """uint8 [B, H, W, 3] -> float32 in [-1, 1], on the device: a quarter of the bytes to copy."""
+    return pictures.astype(jnp.float32) / 127.5 - 1
+
+
+def training_batches(experiment: Experiment, source: Source, start: int) -> Iterator[dict]:
+    """Batches `start`, `start` + 1, ... of the experiment's data."""
+    return batches(experiment.data, experiment.batch, experiment.seed, start, source=source)
+
+
+def validation_batches(experiment: Experiment, source: Source) -> Iterator[dict]:
+    """A fixed random part of the held-out data, in batches as large as those that a step computes at once."""
+    size = experiment.batch // experiment.accumulate
+    found = batches(experiment.validation, size, seed=0, shuffle=True, repeat=False, source=source)
+    return (batch for _, batch in zip(range(max(1, VALIDATION_PICTURES // size)), found, strict=False))

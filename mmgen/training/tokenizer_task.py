@@ -1,0 +1,167 @@
+"""Training a tokenizer: reconstruction, codebook and, if the losses ask for it, a discriminator (VQGAN, arXiv 2012.09841)."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import mmgen_tokenizers as mt
+import numpy as np
+import optax
+from jaxtyping import UInt8
+from mmgen_tokenizers.errors import UserError
+from mmgen_tokenizers.families import vqgan
+from mmgen_tokenizers.losses import discriminator_loss, generator_loss, lpips
+from mmgen_tokenizers.networks import discriminator
+from mmgen_tokenizers.networks.discriminator import PatchGAN
+from mmgen_tokenizers.pictures import grid, to_uint8, write_png
+from mmgen_tokenizers.quantizers import vq
+
+from mmgen.config import Experiment
+from mmgen.data import batches, open_source
+from mmgen.training.optimizer import adamw, has_matrix_axes, per_network, with_peak
+from mmgen.training.state import Tree
+from mmgen.training.tasks import compute_dtype, to_float, training_batches, validation_batches
+
+CRITIC = PatchGAN()
+SHOWN = 8  # pictures of a preview
+
+
+class TokenizerTraining:
+    """params {"model"[, "discriminator"]}; extra {"usage", "candidates": latents that dead codes can restart from}."""
+
+    unit = ("pictures", 1)
+
+    def __init__(self, experiment: Experiment):
+        self.experiment, self.config, self.losses = experiment, experiment.task.model, experiment.task.losses
+        self.dtype = compute_dtype(experiment.compute_dtype)
+        self.source = open_source(experiment.data)
+        self.held_out = open_source(experiment.validation) if experiment.validation else None
+        _check(experiment, self.source[0])
+        self.frozen = {"lpips": lpips.load(self.losses.lpips)} if self.losses.perceptual else {}
+
+    def optimizer(self, experiment: Experiment) -> optax.GradientTransformation:
+        """One AdamW a network. The codebook does not decay; the discriminator does not either, for it waits at gradient 0."""
+        chosen, steps = experiment.optimizer, experiment.steps
+        networks = {"model": adamw(chosen, steps, _decayed)}
+        if self.losses.adversarial:
+            critic = replace(with_peak(chosen, experiment.task.discriminator_peak), weight_decay=0.0)
+            networks["discriminator"] = adamw(critic, steps, has_matrix_axes)
+        return per_network(networks)
+
+    def init(self, key: jax.Array) -> tuple[Tree, Tree]:
+        key_model, key_critic = jax.random.split(key)
+        params = {"model": vqgan.init(self.config, key_model)}
+        if self.losses.adversarial:
+            params["discriminator"] = discriminator.init(CRITIC, key_critic)
+        quantizer = self.config.quantizer
+        extra = {"usage": vq.start_usage(quantizer)}
+        if self.experiment.task.revive_after is not None:
+            extra["candidates"] = jnp.zeros((quantizer.size, quantizer.dim))
+        return params, extra
+
+    def gradients(self, params, extra, frozen, batch, key, step):
+        images = to_float(batch["image"])
+        critic = self._critic(params)
+
+        def loss(model: Tree):
+            forward = vqgan.forward(self.config, model, images, self.dtype)
+            last_layer = vqgan.last_layer(self.config, model, forward) if self.losses.adaptive else None
+            value, metrics = generator_loss(
+                self.losses, forward, images, step, critic=critic, last_layer=last_layer, lpips=frozen.get("lpips")
+            )
+            return value, (forward, metrics)
+
+        grads, (forward, metrics) = jax.grad(loss, has_aux=True)(params["model"])
+        grads = {"model": grads}
+        if critic:
+            grads["discriminator"], critic_metrics = self._critic_gradients(params, images, forward.reconstruction, step)
+            metrics |= critic_metrics
+        extra = {**extra, "usage": vq.update_usage(extra["usage"], forward.ids)}
+        if "candidates" in extra:
+            extra["candidates"] = _sample(forward.latents, self.config.quantizer.size, key)
+        return grads, extra, metrics | vq.usage_metrics(extra["usage"])
+
+    def _critic(self, params: Tree) -> Callable | None:
+        if not self.losses.adversarial:
+            return None
+        return lambda images: discriminator.apply(CRITIC, params["discriminator"], images, self.dtype)
+
+    def _critic_gradients(self, params: Tree, images: jax.Array, reconstruction: jax.Array, step: jax.Array):
+        def loss(critic: Tree):
+            judge = self._critic({"discriminator": critic})
+            return discriminator_loss(self.losses, judge, images, reconstruction, step)
+
+        return jax.grad(loss, has_aux=True)(params["discriminator"])
+
+    def after_update(self, params: Tree, extra: Tree, key: jax.Array) -> tuple[Tree, Tree]:
+        """Codes that were not used for long restart at latents of this batch."""
+        if "candidates" not in extra:
+            return params, extra
+        after = self.experiment.task.revive_after * self.experiment.accumulate  # usage counts microbatches
+        quantizer, usage = vq.revive(
+            self.config.quantizer, params["model"]["quantizer"], extra["usage"], extra["candidates"], key, after
+        )
+        return {**params, "model": {**params["model"], "quantizer": quantizer}}, {**extra, "usage": usage}
+
+    def weights(self, params: Tree) -> Tree:
+        return params["model"]
+
+    def validate(self, weights: Tree, extra: Tree, frozen: Tree, batch: Tree) -> dict[str, jax.Array]:
+        """The losses without the discriminator's, which cannot be compared from step to step."""
+        images = to_float(batch["image"])
+        forward = vqgan.forward(self.config, weights, images, self.dtype)
+        still = replace(self.losses, adversarial=0.0)
+        return generator_loss(still, forward, images, 0, lpips=frozen.get("lpips"))[1]
+
+    def training_batches(self, start: int):
+        return training_batches(self.experiment, self.source, start)
+
+    @property
+    def validation_batches(self) -> Callable | None:
+        return (lambda: validation_batches(self.experiment, self.held_out)) if self.held_out else None
+
+    def prepare(self, batch: dict) -> Tree:
+        return {"image": batch["image"]}
+
+    def preview(self, weights: Tree, folder: Path, step: int) -> None:
+        """Originals above their reconstructions."""
+        tokenizer = mt.Tokenizer(self.config, weights)
+        pictures = self._shown
+        restored = tokenizer.decode(tokenizer.encode(pictures))
+        folder.mkdir(exist_ok=True)
+        both = np.concatenate([pictures, to_uint8(restored)])
+        write_png(folder / f"step-{step:07d}.png", grid(both, columns=len(pictures)), {"step": str(step)})
+
+    @functools.cached_property
+    def _shown(self) -> UInt8[np.ndarray, "B H W 3"]:
+        data, source = self.experiment.data, self.source
+        if self.held_out:
+            data, source = self.experiment.validation, self.held_out
+        return next(batches(data, SHOWN, seed=0, repeat=False, source=source))["image"]
+
+    def export(self, weights: Tree, folder: Path, step: int) -> None:
+        mt.Tokenizer(self.config, jax.device_get(weights)).save(folder)
+
+
+def _check(experiment: Experiment, example: dict) -> None:
+    """Raises UserError where task and data do not fit."""
+    task, data = experiment.task, experiment.data
+    if "image" not in example:
+        raise UserError("a tokenizer is trained on pictures, and these data are token shards")
+    if data.size != task.model.image_size:
+        raise UserError(f"data.size {data.size} is not task.model.image_size {task.model.image_size}: set both alike")
+    if task.losses.perceptual and not task.losses.lpips:
+        raise UserError("task.losses.perceptual needs the weights of LPIPS: name the files in task.losses.lpips")
+
+
+def _decayed(model: Tree) -> Tree:
+    return {**has_matrix_axes(model), "quantizer": jax.tree.map(lambda _: False, model["quantizer"])}
+
+
+def _sample(latents: jax.Array, count: int, key: jax.Array) -> jax.Array:
+    """`count` latents of a batch [B, h, w, C], drawn with replacement: float32 [count, C]."""
+    rows = latents.reshape(-1, latents.shape[-1]).astype(jnp.float32)
+    return rows[jax.random.randint(key, (count,), 0, len(rows))]
