@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,20 +29,17 @@ PIXELS = 2**20  # a chunk of a large batch: 16 pictures of 256 x 256
 Images = UInt8[np.ndarray, "B H W 3"] | Float[np.ndarray, "B H W 3"]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _encode(family: Any, config: Any, params: dict, images: Images) -> Int[jax.Array, "B N"]:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _encode(family: Any, config: Any, dtype: str, params: dict, images: Images) -> Int[jax.Array, "B N"]:
     signed = images.astype(jnp.float32) / 127.5 - 1 if images.dtype == jnp.uint8 else images
-    return family.encode(config, params, signed, _dtype())
+    return family.encode(config, params, signed, jnp.dtype(dtype))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames=("height", "width"))
-def _decode(family: Any, config: Any, params: dict, ids: Int[jax.Array, "B N"], *, height: int, width: int):
-    return jnp.clip(family.decode(config, params, ids, height, width, _dtype()), -1, 1)
-
-
-def _dtype() -> Any:
-    """Networks compute in bfloat16 where that is fast; a CPU is faster in float32."""
-    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _decode(
+    family: Any, config: Any, dtype: str, grid: tuple[int, int], params: dict, ids: Int[jax.Array, "B N"]
+) -> Float[jax.Array, "B H W 3"]:
+    return jnp.clip(family.decode(config, params, ids, *grid, jnp.dtype(dtype)), -1, 1)
 
 
 def _chunks(function, array: np.ndarray, chunk: int) -> np.ndarray:
@@ -64,10 +61,19 @@ def _chunk(pixels: int) -> int:
 class Tokenizer:
     """A configuration and its parameters. Immutable: training makes new ones."""
 
-    def __init__(self, config: VQGAN, params: dict, source: str | None = None, buffers: dict[str, np.ndarray] | None = None):
-        """`params`: as families.*.init gives them. `source`: the family of published weights that it was converted from, with
-        `buffers`, tensors of that checkpoint which we do not use and give back on export."""
-        self.config, self.params, self.source, self.buffers = config, params, source, buffers or {}
+    def __init__(
+        self,
+        config: VQGAN,
+        params: dict,
+        source: str | None = None,
+        buffers: dict[str, np.ndarray] | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+    ):
+        """`params`: as families.*.init gives them. `dtype`: what the networks compute in; bfloat16 is faster on accelerators
+        and moves some ids. `source`: the family of published weights that it was converted from, with `buffers`, tensors
+        of that checkpoint which are not used here and are given back on export."""
+        self.config, self.source, self.buffers, self.dtype = config, source, buffers or {}, dtype
+        self.params = jax.tree.map(jnp.asarray, params)
         self.family = next(name for name, (kind, _) in FAMILIES.items() if isinstance(config, kind))
         self._functions = FAMILIES[self.family][1]
 
@@ -90,7 +96,7 @@ class Tokenizer:
         """Pictures, uint8 or float32 in [-1, 1], of any batch size -> ids int32 in the order of the layout."""
         images = _checked_images(images)
         self.layout_for(*images.shape[1:3])
-        encode = functools.partial(_encode, self._functions, self.config, self.params)
+        encode = functools.partial(_encode, self._functions, self.config, self.dtype, self.params)
         return _chunks(encode, images, _chunk(images.shape[1] * images.shape[2]))
 
     def decode(self, ids: Int[np.ndarray, "B N"], layout: TokenLayout | None = None) -> Float[np.ndarray, "B H W 3"]:
@@ -106,8 +112,9 @@ class Tokenizer:
                 " another shape pass layout=tok.layout_for(height, width)"
             )
         pixels = layout.sites * self.config.network.factor**2
-        decode = functools.partial(_decode, self._functions, self.config, height=layout.height, width=layout.width)
-        return _chunks(functools.partial(decode, self.params), ids, _chunk(pixels))
+        grid = (layout.height, layout.width)
+        decode = functools.partial(_decode, self._functions, self.config, self.dtype, grid, self.params)
+        return _chunks(decode, ids, _chunk(pixels))
 
     def embed(self, ids: Int[np.ndarray, "B N"]) -> Float[np.ndarray, "B N C"]:
         """Code vectors, float32, as the decoder consumes them."""
@@ -183,8 +190,11 @@ def _checked_images(images: Images) -> Images:
     return images.astype(np.float32)
 
 
-def load(folder: str | Path) -> Tokenizer:
-    """The tokenizer of an exported or converted folder, of a run (its export/), or of a generator (its tokenizer/)."""
+def load(folder: str | Path, dtype: Literal["float32", "bfloat16"] = "float32") -> Tokenizer:
+    """The tokenizer of an exported or converted folder, of a run (its export/), or of a generator (its tokenizer/).
+
+    `dtype`: what its networks compute in; bfloat16 is faster on accelerators and moves some ids.
+    """
     folder, about = _find(Path(folder))
     kind = FAMILIES.get(about.get("family"))
     if kind is None:
@@ -198,7 +208,7 @@ def load(folder: str | Path) -> Tokenizer:
     _check_shapes(folder, config, kind[1], params)
     held = (folder / "reference_buffers.safetensors").is_file()
     buffers = flatten(load_arrays(folder, stem="reference_buffers")) if held else None
-    return Tokenizer(config, jax.tree.map(jnp.asarray, params), about.get("source"), buffers)
+    return Tokenizer(config, params, about.get("source"), buffers, dtype)
 
 
 def _find(folder: Path) -> tuple[Path, dict[str, Any]]:

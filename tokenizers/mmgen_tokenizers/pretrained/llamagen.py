@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ..api import Tokenizer, shapes
@@ -153,6 +151,5 @@ def convert(checkpoint: str | Path, config: Mapping[str, Any] | None = None) -> 
     """A checkpoint file -> Tokenizer."""
     state = read_checkpoint(checkpoint)
     ours = configure(config, state)
-    params = jax.tree.map(jnp.asarray, from_reference(ours, state))
     used = state.get(BUFFER)
-    return Tokenizer(ours, params, source=FAMILY, buffers={BUFFER: used} if used is not None and used.any() else None)
+    return Tokenizer(ours, from_reference(ours, state), source=FAMILY, buffers={BUFFER: used} if used is not None and used.any() else None)
