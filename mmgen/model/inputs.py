@@ -41,6 +41,11 @@ class Shift(nnx.Module):
         return sum(self.table[...][g][known[:, :, g]] for g in range(known.shape[2]))
 
 
+def input_rule(c: GeneratorConfig, rngs: nnx.Rngs) -> nnx.Module:
+    """The rule that the plan of `c` reads its inputs by."""
+    return Shift(c, rngs)
+
+
 class ClassEmbedding(nnx.Module):
     def __init__(self, condition: ClassCondition, width: int, rngs: nnx.Rngs):
         self.table = weight(rngs, (condition.classes + 1, width), ("classes", "embed"))

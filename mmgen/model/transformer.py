@@ -17,7 +17,7 @@ from mmgen.model import heads as heads_module
 from mmgen.model.attention import attend, mask_of
 from mmgen.model.config import GeneratorConfig
 from mmgen.model.heads import VocabularyHead
-from mmgen.model.inputs import Shift, Slots, condition_embedding
+from mmgen.model.inputs import Slots, condition_embedding, input_rule
 from mmgen.model.layers import Block
 from mmgen.model.positions import rotary_angles
 from mmgen.plan.plan import GenerationPlan, PlanBatch
@@ -30,7 +30,7 @@ class Ends(nnx.Module):
 
     def __init__(self, c: GeneratorConfig, rngs: nnx.Rngs):
         self.condition = condition_embedding(c, rngs)
-        self.input = Shift(c, rngs)
+        self.input = input_rule(c, rngs)
         self.heads = nnx.Dict({f"head{i}": VocabularyHead(c, rngs) for i in range(len(c.taps))})
 
 

@@ -1,0 +1,141 @@
+"""Step-by-step decoding over the cache equals one teacher-forced pass, for every kind of plan."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import plans
+import pytest
+
+from mmgen.decoding import autoregressive
+from mmgen.decoding.target import noise
+from mmgen.generator import Generator
+from mmgen.model import transformer
+from mmgen.model.config import BlockConfig, ClassCondition, GeneratorConfig, NextToken, TextCondition, TokenLayout
+
+
+def raster(**block) -> GeneratorConfig:
+    return GeneratorConfig(
+        layout=TokenLayout(height=3, width=4, codebook_size=5),
+        condition=ClassCondition(3),
+        block=BlockConfig(width=16, heads=2, mlp=24, **block),
+        depth=2,
+    )
+
+
+CONFIGS = {
+    "raster": raster(),
+    "raster-1d-grouped-queries-qk-norm": raster(kv_heads=1, qk_norm=True, position="rope_1d"),
+    "sub-tokens": dataclasses.replace(raster(), layout=TokenLayout(height=3, width=4, codebook_size=5, groups=3)),
+    "neighbor": plans.config("neighbor"),
+    "scale": plans.config("scale"),
+}
+
+
+@pytest.fixture(autouse=True)
+def pyramid(monkeypatch):
+    """The throwaway next-scale plan brings its own input rule."""
+    rules = lambda c, rngs: (plans.Pyramid if isinstance(c.plan, plans.Scales) else transformer_rule)(c, rngs)  # noqa: E731
+    transformer_rule = transformer.input_rule
+    monkeypatch.setattr(transformer, "input_rule", rules)
+
+
+def generator(c: GeneratorConfig) -> Generator:
+    return Generator(c, plans.randomized(transformer.init(c, jax.random.key(0))))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_cached_logits_equal_the_full_forward_at_every_site(name, monkeypatch):
+    """Every slot's cache row is poisoned first: reading one too early gives NaN or 1e9."""
+    c = CONFIGS[name]
+    seen = {}
+
+    def spy(conditional, unconditional, guidance, *rest):
+        seen[len(seen)] = np.asarray(conditional), np.asarray(unconditional)
+        return conditional
+
+    def poisoned(*args):
+        return tuple((k + jnp.nan, v + 1e9) for k, v in empty(*args))
+
+    empty = autoregressive.empty_cache
+    monkeypatch.setattr(autoregressive, "empty_cache", poisoned)
+    monkeypatch.setattr(autoregressive, "target", spy)
+    gen = generator(c)
+    with jax.disable_jit():
+        out = gen.generate(labels=[2, 0], guidance=2.0, seed=3)
+    plan = transformer.build_plan(c)
+    assert len(seen) == out.forwards == plan.times
+    for row, label in ((0, [2, 0]), (1, [3, 3])):
+        full = gen.logits(out.tokens, labels=label)
+        for t, pair in seen.items():
+            sites = np.flatnonzero(plan.site_time == t)
+            np.testing.assert_allclose(pair[row][:, : len(sites)], full[:, sites], rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_site_depends_on_itself_or_a_later_one(name):
+    c = CONFIGS[name]
+    plan, params = transformer.build_plan(c), plans.randomized(transformer.init(c, jax.random.key(0)))
+    ids = np.asarray(jax.random.randint(jax.random.key(1), (1, plan.sites, c.layout.groups), 0, 5))
+    ids = ids if c.layout.groups > 1 else ids[..., 0]
+    forward = jax.jit(lambda ids: transformer.forward(c, params, {"ids": ids, "label": jnp.array([1])}))
+    before = np.asarray(forward(ids))
+    for site in range(plan.sites):
+        changed = ids.copy()
+        changed[:, site] = (changed[:, site] + 1) % 5
+        moved = np.abs(np.asarray(forward(changed)) - before).reshape(plan.sites, -1).max(-1) > 1e-6
+        later = plan.site_time > plan.site_time[site]
+        assert not moved[~later].any() and (moved[later].any() or not later.any())
+
+
+def test_tokens_are_the_noisy_argmax_of_the_teacher_forced_distribution():
+    gen = generator(CONFIGS["raster"])
+    out = gen.generate(labels=[0, 1], guidance=3.0, temperature=0.7, seed=5, first_index=7)
+    cond, uncond = (gen.logits(out.tokens, labels=x) for x in ([0, 1], [3, 3]))
+    z = (uncond + 3.0 * (cond - uncond)) / np.float32(0.7)
+    g = noise(jax.random.key(5, impl="threefry2x32"), jnp.array([7, 8], jnp.uint32), jnp.arange(12), (5,))
+    assert (np.argmax(z + np.asarray(g), -1) == out.tokens).all()
+
+
+def test_same_seed_same_picture_in_any_batch_and_chunk(monkeypatch):
+    gen = generator(CONFIGS["raster"])
+    labels = [0, 1, 2, 1, 0]
+    whole = gen.generate(labels=labels, num=3, guidance=2.0, seed=1).tokens
+    assert len({t.tobytes() for t in whole}) > 10
+    single = [gen.generate(labels=[np.repeat(labels, 3)[i]], guidance=2.0, seed=1, first_index=i).tokens[0] for i in (0, 4, 14)]
+    assert (np.stack(single) == whole[[0, 4, 14]]).all()
+    monkeypatch.setattr(Generator, "rows_at_once", 4)
+    assert (gen.generate(labels=labels, num=3, guidance=2.0, seed=1).tokens == whole).all()
+    assert (gen.generate(labels=labels, num=3, guidance=2.0, seed=2).tokens != whole).any()
+
+
+def test_few_sizes_are_compiled():
+    gen = generator(CONFIGS["raster"])
+    for rows in range(1, 9):
+        gen.generate(labels=[0] * rows)
+    (program,) = gen._programs.values()
+    assert program._cache_size() == 4  # 1, 2, 4, 8 rows
+
+
+def test_groups_of_nearly_equal_width_share_a_loop():
+    widths = [s.width for s in autoregressive.schedule(transformer.build_plan(CONFIGS["raster"]))]
+    assert widths == [1, 1]
+    plan = plans.Diagonals().build(TokenLayout(height=16, width=16, codebook_size=5), 1)
+    segments = autoregressive.schedule(plan)
+    computed = sum(s.width * (s.stop - s.start) for s in segments)
+    assert computed <= autoregressive.MAX_PADDING * plan.slots and len(segments) < 14
+    assert [s.width for s in autoregressive.schedule(plans.Scales().build(CONFIGS["scale"].layout, 1))] == [1, 4, 9]
+
+
+def test_padding_of_a_prompt_changes_nothing():
+    """The rotary code is relative, so a left-padded prompt gives the logits of the unpadded one."""
+    ids = np.arange(12)[None] % 5
+    logits = []
+    for length in (3, 6):
+        c = dataclasses.replace(raster(position="rope_1d"), plan=NextToken("diagonal"), condition=TextCondition(9, length))
+        params = plans.randomized(transformer.init(c, jax.random.key(0)))
+        prompt = np.array([[0] * (length - 3) + [4, 2, 1]])
+        batch = {"ids": ids, "prompt": prompt, "prompt_valid": np.arange(length)[None] >= length - 3}
+        logits.append(np.asarray(transformer.forward(c, params, batch)))
+    np.testing.assert_allclose(*logits, rtol=2e-5, atol=2e-5)

@@ -1,0 +1,117 @@
+"""The attention rule against masks written out the long way, and what plans refuse."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from mmgen_tokenizers.layout import TokenLayout
+from plans import Diagonals, Scales
+
+from mmgen.plan.next_token import NextToken
+from mmgen.plan.plan import COLUMN, NEVER, NOWHERE, POSITIONS, QUERY, ROW, GenerationPlan
+
+
+def rule(plan):
+    slot = np.arange(plan.slots)
+    return plan.allow(slot, slot)
+
+
+def grid(side):
+    return TokenLayout(height=side, width=side, codebook_size=7)
+
+
+@pytest.mark.parametrize("condition", [1, 5])
+def test_next_token_is_plain_causal(condition):
+    plan = NextToken().build(grid(4), condition)
+    assert plan.causal and plan.slots == condition + 15 and plan.times == plan.sites == 16
+    assert (rule(plan) == np.tri(condition + 15, dtype=bool)).all()
+    assert plan.source.tolist() == [-1] * condition + list(range(15))
+    assert (plan.combine_slot[:, 0] == condition - 1 + np.arange(16)).all()
+
+
+def test_positions_of_the_condition():
+    nowhere, diagonal = (NextToken(p).build(grid(3), 2).position for p in ("none", "diagonal"))
+    assert (nowhere[:2, [ROW, COLUMN]] == NOWHERE).all() and nowhere[2:5, COLUMN].tolist() == [0, 1, 2]
+    assert diagonal[:2, ROW].tolist() == diagonal[:2, COLUMN].tolist() == [0, 1]
+    assert diagonal[2:, ROW].tolist() == [2, 2, 2, 3, 3, 3, 4, 4] and diagonal[2:, COLUMN].tolist() == [2, 3, 4] * 2 + [2, 3]
+
+
+def test_diagonals_have_the_mask_of_nar():
+    n = 8
+    plan = Diagonals().build(grid(n), 1)
+    raster = Diagonals().raster(grid(n))
+    reference = np.tril(np.ones((1 + n * n, 1 + n * n), bool))
+    image = reference[1:, 1:]
+    image[:] = False
+    previous = []
+    for c in range(2 * n - 1):  # as the published code builds it
+        current = [h * n + c - h for h in range(n) if 0 <= c - h < n]
+        previous += current
+        for i in current:
+            image[i, previous] = True
+    order = np.concatenate([[0], 1 + raster])[: plan.slots]
+    assert (rule(plan) == reference[np.ix_(order, order)]).all()
+    assert plan.times == 2 * n - 1 and plan.heads == 2
+    assert np.allclose(plan.combine_weight.sum(1), 1)
+
+
+def test_scales_have_the_mask_of_var():
+    sides = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    sites = sum(s * s for s in sides)
+    plan = Scales(sides).build(TokenLayout(height=1, width=sites, codebook_size=7), 1)
+    scale = np.repeat(np.arange(len(sides)), [s * s for s in sides])
+    assert (rule(plan) == (scale[:, None] >= scale[None])).all() and not plan.causal and plan.times == 10
+
+
+def _bare(**columns) -> GenerationPlan:
+    """A plan of slots alone, for rules that no model uses yet."""
+    slots = len(columns["reads"])
+    arrays = {
+        "kind": np.ones(slots, int), "source": np.full(slots, -1), "clique": np.full(slots, -1),
+        "position": np.zeros((slots, POSITIONS), int), "site_time": np.array([0]), "combine_slot": np.array([[0]]),
+        "combine_head": np.array([[0]]), "combine_weight": np.ones((1, 1), np.float32), "loss_weight": np.ones(1, np.float32),
+    }  # fmt: skip
+    return GenerationPlan(**arrays | {name: np.array(value) for name, value in columns.items()})
+
+
+@pytest.mark.parametrize(("sites", "width"), [(64, 4), (64, 16)])
+def test_parallel_groups_have_the_mask_of_par(sites, width):
+    slots = 1 + (width - 1) + (sites - 1)
+    reference = np.tril(np.ones((slots + width, slots + width), bool))
+    for start in range(width, slots, width):
+        reference[start : start + width, : start + width] = True
+    time = [s if s < width else width + (s - width) // width for s in range(slots)]
+    assert (rule(_bare(reads=time, visible=time)) == reference[:slots, :slots]).all()
+
+
+def test_queries_that_see_each_other_have_the_mask_of_lpd():
+    counts = [1, 3, 5, 7, 9]
+    rows = [(2 * i, i, i, -1, 1) for i in range(4) for _ in range(counts[i])]
+    rows += [(2 * i + 1, i, NEVER, 100 + i, QUERY) for i in range(4) for _ in range(counts[i + 1])]
+    ids, reads, visible, clique, kind = np.array(sorted(rows, key=lambda r: r[1])).T
+    context = kind != QUERY
+    reference = (ids[:, None] == ids[None]) | ((ids[None] < ids[:, None]) & context[None])
+    assert (rule(_bare(reads=reads, visible=visible, clique=clique, kind=kind)) == reference).all()
+
+
+def test_block_diagonal_has_the_mask_of_hmar():
+    scale = np.repeat([0, 1, 2], [1, 4, 9])
+    plan = _bare(reads=scale, visible=[NEVER] * 14, clique=scale)
+    assert (rule(plan) == (scale[:, None] == scale[None])).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "value", "message"),
+    [
+        ("source", 3, 5, "not sampled yet"),
+        ("combine_slot", 3, [0], "its own time"),
+        ("visible", 3, 1, "before it is computed"),
+        ("reads", 3, 9, "time order"),
+    ],
+)
+def test_contradictions_are_refused(name, index, value, message):
+    plan = NextToken().build(grid(3), 1)
+    broken = getattr(plan, name).copy()
+    broken[index] = value
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(plan, **{name: broken})
