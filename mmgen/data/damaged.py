@@ -2,6 +2,7 @@
 
 import threading
 import warnings
+from itertools import chain
 from typing import Any, Protocol
 
 from mmgen_tokenizers.errors import UserError
@@ -35,7 +36,7 @@ class Replacing:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        for other in (*range(index, len(self)), *range(index)):
+        for other in chain(range(index, len(self)), range(index)):
             if other in self.damaged:
                 continue
             try:

@@ -20,7 +20,7 @@ TRAINING_CAPTIONS = 1_000_000  # more teach a vocabulary nothing new and take mi
 
 
 def _clean(text: str) -> str:
-    return " ".join(text.split())  # SentencePiece would take line breaks and NULs for ends of sentences
+    return " ".join(text.replace("\0", " ").split())  # SentencePiece takes line breaks and NULs for ends of sentences
 
 
 def _frequent(captions: Sequence[str], kept: int) -> list[str]:
