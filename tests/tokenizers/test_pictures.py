@@ -311,3 +311,12 @@ def test_png_with_text(tmp_path):
     assert np.array_equal(read_picture(path), smooth(8, 8)) and [p.name for p in path.parent.iterdir()] == ["a.png"]
     with Image.open(path) as image:
         assert image.text == {"prompt": "ein rötliches 😀", "seed": "3"}
+
+
+def test_a_fault_of_the_installation_is_no_damage(monkeypatch):
+    def broken(*_, **__):
+        raise ImportError("no decoder")
+
+    monkeypatch.setattr(Image, "open", broken)
+    with pytest.raises(ImportError, match="no decoder"):  # else every picture would count as damaged
+        read_picture(b"x")

@@ -239,6 +239,10 @@ def _read_legacy(path: Path, select: Callable[[Any], Any]) -> Any:
     return _materialize(select(content), lambda storage: stored[storage.key])
 
 
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def read_torch(path: str | Path, select: Callable[[Any], Any]) -> Any:
     """Reads a file of `torch.save`, zip or legacy, and returns `select(content)` with its tensors as NumPy arrays.
 
@@ -250,9 +254,7 @@ def read_torch(path: str | Path, select: Callable[[Any], Any]) -> Any:
         return _read_zip(path, select) if zipfile.is_zipfile(path) else _read_legacy(path, select)
     except UserError as error:
         raise UserError(f"cannot read tensors from {path}: {error}") from None
-    except (OSError, MemoryError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise UserError(f"cannot read tensors from {path}: it asks for more than it holds") from None
+    except MemoryError:
+        raise UserError(f"cannot read tensors from {path}: it asks for more memory than there is") from None
     except Exception as error:  # a damaged pickle can raise anything
-        raise UserError(f"cannot read tensors from {path}: damaged, or not a file of torch.save ({error})") from None
+        raise UserError(f"cannot read tensors from {path}: damaged, or not a file of torch.save ({_line(error)})") from None
