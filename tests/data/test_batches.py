@@ -13,6 +13,7 @@ from mmgen_tokenizers.shards import ShardWriter
 
 from mmgen.config import TFDS, Data, ImageFolder, Shapes, TokenShards
 from mmgen.data import Batches, batches, open_source, parse_source
+from mmgen.data.batches import AHEAD
 
 
 class Numbered:
@@ -20,15 +21,15 @@ class Numbered:
 
     labels = None
 
-    def __init__(self, count: int, pause: float = 0.0):
-        self.count, self.pause, self.threads = count, pause, set()
+    def __init__(self, count: int):
+        self.count, self.threads, self.visits = count, set(), []
 
     def __len__(self):
         return self.count
 
     def __getitem__(self, index):
-        time.sleep(self.pause)
         self.threads.add(threading.current_thread().name)
+        self.visits.append(index)
         y, x = np.mgrid[:12, :16]
         return {
             "image": np.stack([np.full_like(x, index), x * 15, y * 20], -1).astype(np.uint8),
@@ -103,18 +104,21 @@ def test_one_epoch():
         Batches(Numbered(10), DATA, 4, repeat=False)[2]
 
 
-def test_batches_are_made_ahead_by_a_thread():
-    source = Numbered(100, pause=0.005)
+def wait_until(condition, seconds: float = 10.0):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
+
+
+def test_batches_are_made_ahead_by_threads():
+    source = Numbered(100)
     stream = batches(DATA, 2, source=source)
     next(stream)
-    deadline = time.monotonic() + 5
-    before = time.perf_counter()
-    while sum(1 for t in threading.enumerate() if t.name.startswith("batches")) == 0 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.2)
-    before = time.perf_counter()
-    take(stream, 3)
-    assert time.perf_counter() - before < 0.03 and all(name.startswith("batches") for name in source.threads)
+    wait_until(lambda: len(source.visits) == 2 * (1 + AHEAD))  # while nobody asks for them; and no more than those
+    assert all(name.startswith("batches") for name in source.threads)
+    time.sleep(0.05)
+    assert len(source.visits) == 2 * (1 + AHEAD)
     stream.close()
 
 
@@ -122,10 +126,7 @@ def test_a_dropped_stream_stops_its_threads():
     stream = batches(DATA, 2, source=Numbered(10))
     next(stream)
     stream.close()
-    deadline = time.monotonic() + 5
-    while any(t.name.startswith("batches") and t.is_alive() for t in threading.enumerate()) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not any(t.name.startswith("batches") for t in threading.enumerate())
+    wait_until(lambda: not any(thread.name.startswith("batches") for thread in threading.enumerate()))
 
 
 def test_an_error_in_a_thread_reaches_the_reader():
