@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax; set it to test an accelerator
-
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Before anything imports jax. Many tests, and the commands that they start, build the same small programs: compile each once.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # set it to test on an accelerator
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Commands that tests start find the checkout too, installed or not.
 paths = [str(REPOSITORY), str(REPOSITORY / "tokenizers"), *filter(None, [os.environ.get("PYTHONPATH")])]
 os.environ["PYTHONPATH"] = os.pathsep.join(paths)
@@ -16,7 +19,7 @@ DATA = Path(os.environ.get("MMGEN_DATA") or REPOSITORY.parent / "shared" / "data
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory):
-    """Compiled programs and copies of shards of the tests stay out of the user's cache."""
+    """Copies that tests make stay out of the user's cache."""
     if "MMGEN_CACHE" not in os.environ:
         os.environ["MMGEN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 

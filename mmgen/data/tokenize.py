@@ -37,6 +37,8 @@ def tokenize(
     2406.06525). Picture i gives the same crops whatever the count. Damaged pictures are replaced and counted. Raises
     UserError for an unknown crop, source or tokenizer, and where `out` holds shards already.
     """
+    if count is not None and count < 1:
+        raise UserError(f"--count {count}: ask for at least one picture")
     tok = mt.load(tokenizer)
     policy, crop = crop_policy(crops, tok.config.image_size, flip, seed)
     source = open_source(Data(parse_source(data, data_dir), size=tok.config.image_size))

@@ -1,0 +1,132 @@
+"""`mmgen sample`: what is drawn, and the files that are written."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mmgen
+from mmgen import samples
+from mmgen.cli import main as cli
+
+
+def sample(*arguments) -> None:
+    assert cli.main(["sample", *map(str, arguments)]) == 0
+
+
+def error(capsys, *arguments) -> str:
+    assert cli.main(["sample", *map(str, arguments)]) == 2
+    return capsys.readouterr().err
+
+
+def pixels(path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_a_grid_with_its_prompts(text_folder, tmp_path, capsys):
+    path = tmp_path / "grid.png"
+    sample(text_folder, "--prompt", "a red circle", "--prompt", "a blue square", "-n", 3, "--out", path)
+    assert pixels(path).shape == (2 * 8 + 2, 3 * 8 + 2 * 2, 3)  # a row for each prompt
+    assert Image.open(path).text["prompts"].splitlines() == ["a red circle"] * 3 + ["a blue square"] * 3
+    about = json.loads(path.with_suffix(".json").read_text())
+    assert [p["prompt"] for p in about["pictures"]] == ["a red circle"] * 3 + ["a blue square"] * 3
+    assert str(path) in capsys.readouterr().out
+
+
+def test_files_tokens_and_array_hold_the_same_pictures(text_folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red circle\n\n a blue square \n")
+    npz, tokens, folder = tmp_path / "all.npz", tmp_path / "tokens.npz", tmp_path / "pictures"
+    sample(text_folder, "--prompts", tmp_path / "prompts.txt", "-n", 2, "--seed", 5, "--out", folder, "--npz", npz, "--tokens", tokens)
+    entries = json.loads((folder / "samples.json").read_text())["pictures"]
+    files = np.stack([pixels(folder / entry["file"]) for entry in entries])
+    array, ids = np.load(npz)["arr_0"], np.load(tokens)
+    assert array.dtype == np.uint8 and array.shape == (4, 8, 8, 3)
+    np.testing.assert_array_equal(files, array)
+    assert Image.open(folder / "00002.png").text["prompt"] == "a blue square" == entries[2]["prompt"]
+    expected = mmgen.load(text_folder).generate(prompts=["a red circle", "a blue square"], num=2, seed=5).tokens
+    np.testing.assert_array_equal(ids["tokens"], expected)
+    assert ids["prompts"].tolist() == ["a red circle"] * 2 + ["a blue square"] * 2
+
+
+def test_labels_by_number_and_name(class_folder, tmp_path):
+    sample(class_folder, "--label", "eel", "0", "--label", "dog", "--out", tmp_path / "a.png")
+    about = json.loads((tmp_path / "a.json").read_text())
+    assert about["pictures"] == [{"label": 2, "name": "eel"}, {"label": 0, "name": "cat"}, {"label": 1, "name": "dog"}]
+
+
+def test_without_labels_all_classes_take_turns_and_pieces_change_nothing(class_folder, tmp_path, monkeypatch):
+    one, pieces, labels = tmp_path / "one.npz", tmp_path / "pieces.npz", tmp_path / "labels.npz"
+    sample(class_folder, "--num", 7, "--npz", one, "--tokens", labels)
+    monkeypatch.setattr(mmgen.Generator, "rows_at_once", 2)
+    sample(class_folder, "--num", 7, "--npz", pieces)
+    assert np.load(labels)["labels"].tolist() == [0, 1, 2, 0, 1, 2, 0]
+    np.testing.assert_array_equal(np.load(one)["arr_0"], np.load(pieces)["arr_0"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["labels.npz", "one.npz", "pieces.npz"]  # no grid, nothing temporary
+
+
+def test_settings_reach_the_model(class_folder, tmp_path):
+    ids = []
+    for seed in (0, 1):  # top-k 1 draws the likeliest token whatever the seed
+        sample(class_folder, "--label", 1, "--top-k", 1, "--seed", seed, "--guidance", 3, "--guidance-schedule", "power_cosine:2",
+               "--temperature", 0.7, "--tokens", tmp_path / "t.npz", "--out", tmp_path / "t.png")  # fmt: skip
+        ids.append(np.load(tmp_path / "t.npz")["tokens"])
+    np.testing.assert_array_equal(*ids)
+    settings = json.loads((tmp_path / "t.json").read_text())["settings"]
+    assert settings == {"guidance": 3, "guidance_schedule": ["power_cosine", 2], "temperature": 0.7, "top_k": 1}
+
+
+def test_a_stopped_job_leaves_no_half_array(class_folder, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mmgen.Generator, "generate", stop)
+    assert cli.main(["sample", str(class_folder), "--npz", str(tmp_path / "a.npz")]) == 130
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--label", "cta"], "there is no label 'cta': give a number in 0 .. 2 or one of its names. Did you mean 'cat'?"),
+        (["--label", "3"], "there is no label '3': give a number in 0 .. 2"),
+        (["--prompt", "a cat"], "this generator takes labels, not prompts"),
+        (["-n", "0"], "--num 0: ask for at least one picture"),
+        (["--out", "x.jpg"], "pictures are written as FILE.png, or into a folder"),
+        (["-n", "2000"], "2000 pictures are too many for one grid: give --out DIR (one file each) or --npz FILE"),
+        (["--guidance-schedule", "liner"], "Did you mean 'linear'?"),
+        (["--guidance-schedule", "power_cosine:x"], "write power_cosine:P with a number P"),
+        (["--temperature", "-1"], "temperature -1.0 must be positive"),
+    ],
+)
+def test_mistakes(class_folder, capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in error(capsys, class_folder, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_text_model_needs_a_prompt_and_cuts_a_long_one_with_a_warning(text_folder, tmp_path, capsys, monkeypatch):
+    assert "give --prompt TEXT" in error(capsys, text_folder)
+    (tmp_path / "empty.txt").write_text("\n\n")
+    assert "holds no prompts" in error(capsys, text_folder, "--prompts", tmp_path / "empty.txt")
+    with pytest.warns(UserWarning, match="cut to 6 tokens"):
+        sample(text_folder, "--prompt", "a red circle " * 9, "--out", tmp_path / "a.png")
+
+
+def test_without_a_tokenizer_only_ids_can_be_written(class_folder, tmp_path, capsys):
+    gen = mmgen.load(class_folder)
+    gen.tokenizer = None
+    gen.save(tmp_path / "bare")
+    assert "this model has no tokenizer" in error(capsys, tmp_path / "bare")
+    sample(tmp_path / "bare", "--label", 1, "--tokens", tmp_path / "t.npz")
+    assert np.load(tmp_path / "t.npz")["tokens"].shape == (1, 4)
+
+
+def test_a_tokenizer_is_no_generator(tokenizer_folder, capsys):
+    assert "does not hold a generator" in error(capsys, tokenizer_folder)
+
+
+def test_schedule_names():
+    assert samples.schedule(None) is None
+    assert samples.schedule("linear") == "linear"
+    assert samples.schedule("power_cosine:2.75") == ("power_cosine", 2.75)

@@ -1,0 +1,96 @@
+"""`mmgen tokenize`: crops, labels and captions in token shards."""
+
+import json
+
+import numpy as np
+import pytest
+from mmgen_tokenizers.pictures import fit, ten_crop
+from mmgen_tokenizers.shards import ShardReader
+from PIL import Image
+
+from mmgen.cli import main as cli
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Five pictures of 12 x 10 pixels with captions, the fourth one damaged."""
+    folder = tmp_path_factory.mktemp("data") / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        Image.fromarray(rng.integers(0, 256, (10, 12, 3), np.uint8)).save(folder / f"{i}.png")
+    (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:60])
+    lines = [json.dumps({"file_name": f"{i}.png", "text": f"picture {i}"}) for i in range(5)]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def picture(folder, i: int) -> np.ndarray:
+    return np.asarray(Image.open(folder / f"{i}.png"))
+
+
+def run(*arguments) -> int:
+    return cli.main(["tokenize", *map(str, arguments)])
+
+
+def test_center(tokenizer, tokenizer_folder, pictures, tmp_path, capsys):
+    with pytest.warns(UserWarning, match=r"3\.png"):
+        assert run(tokenizer_folder, "--data", pictures, "--out", tmp_path / "t") == 0
+    assert "5 pictures (center), 4 tokens each, 1 damaged pictures replaced" in capsys.readouterr().out
+    reader = ShardReader(tmp_path / "t")
+    assert (len(reader), reader.crops, reader.tokenizer) == (5, "center", tokenizer.fingerprint)
+    expected = tokenizer.encode(np.stack([fit(picture(pictures, i), 8) for i in (0, 1, 2, 4, 4)]))
+    np.testing.assert_array_equal(np.concatenate([reader[i]["ids"] for i in range(5)]), expected)
+    assert reader[1] | {"ids": None} == {"ids": None, "caption": "picture 1", "height": 10, "width": 12}
+    assert reader[3]["caption"] == "picture 4"  # the caption of the picture that stands in
+
+
+def test_ten_crops_of_the_first_pictures(tokenizer, tokenizer_folder, pictures, tmp_path):
+    assert run(tokenizer_folder, "--data", pictures, "--out", tmp_path / "t", "--crops", "ten", "--count", 2) == 0
+    reader = ShardReader(tmp_path / "t")
+    assert len(reader) == 2
+    np.testing.assert_array_equal(reader[1]["ids"], tokenizer.encode(ten_crop(picture(pictures, 1), 8)))
+
+
+def test_random_crops_follow_the_seed_and_not_the_count(tokenizer_folder, pictures, tmp_path):
+    ids = []
+    for name, seed, count in (("a", 1, 3), ("b", 1, 2), ("c", 2, 3)):
+        flags = ["--crops", "random:4", "--flip", "--seed", seed, "--count", count]
+        assert run(tokenizer_folder, "--data", pictures, "--out", tmp_path / name, *flags) == 0
+        ids.append(ShardReader(tmp_path / name)[1]["ids"])
+    assert ids[0].shape == (4, 4)
+    np.testing.assert_array_equal(ids[0], ids[1])
+    assert (ids[0] != ids[2]).any()
+
+
+def test_classes_keep_their_names(tokenizer_folder, tmp_path):
+    for name, shade in (("dark", 0), ("light", 255)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (shade,) * 3).save(tmp_path / "data" / name / "x.png")
+    assert run(tokenizer_folder, "--data", tmp_path / "data", "--out", tmp_path / "t") == 0
+    reader = ShardReader(tmp_path / "t")
+    assert reader.labels == ("dark", "light") and [reader[i]["label"] for i in range(2)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--crops", "tne"], "unknown crops 'tne': center, random:K (K crops of each picture) or ten. Did you mean 'ten'?"),
+        (["--crops", "random"], "unknown crops 'random': center, random:K"),
+        (["--crops", "random:0"], "unknown crops 'random:0'"),
+        (["--crops", "ten", "--flip"], "--flip goes with --crops random:K"),
+        (["--count", "0"], "--count 0: ask for at least one picture"),
+    ],
+)
+def test_mistakes(tokenizer_folder, pictures, tmp_path, capsys, flags, message):
+    assert run(tokenizer_folder, "--data", pictures, "--out", tmp_path / "t", *flags) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "t").exists()
+
+
+def test_a_mistyped_source_and_a_full_folder(tokenizer_folder, pictures, tmp_path, capsys):
+    assert run(tokenizer_folder, "--data", pictures.with_name("pictuers"), "--out", tmp_path / "t") == 2
+    assert "Did you mean 'pictures'?" in capsys.readouterr().err
+    assert run(tokenizer_folder, "--data", pictures, "--out", tmp_path / "t", "--count", 1) == 0
+    assert run(tokenizer_folder, "--data", pictures, "--out", tmp_path / "t", "--count", 1) == 2
+    assert "already holds" in capsys.readouterr().err
