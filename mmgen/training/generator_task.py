@@ -169,14 +169,15 @@ def _check_layout(task: GeneratorTask, data: Data, source: Source, tokenizer: mt
     """Raises UserError where the ids of the data are not those that the model expects."""
     if not isinstance(data.source, TokenShards):
         if tokenizer is None:
-            raise UserError("pictures need a tokenizer to become ids: set task.tokenizer to its folder, or train on token shards")
-        _same(task.model.layout, tokenizer.layout_for(data.size, data.size), f"{task.tokenizer}, for pictures of {data.size} pixels,")
+            raise UserError("pictures need a tokenizer to become ids: set task.tokenizer to its folder, or use token shards")
+        found = tokenizer.layout_for(data.size, data.size)
+        _same(task.model.layout, found, f"the tokenizer {task.tokenizer}, for pictures of {data.size} pixels,")
         return
-    reader, shards = source.source.reader, f"the token shards of {data.source.folder}"
+    reader, shards = source.source.reader, f"the set of token shards {data.source.folder}"
     _same(task.model.layout, reader.layout, shards)
     if tokenizer and tokenizer.fingerprint != reader.tokenizer:
         raise UserError(
-            f"{shards} were made by tokenizer {reader.tokenizer}, but {task.tokenizer} is {tokenizer.fingerprint}: "
+            f"{shards} was made by tokenizer {reader.tokenizer}, but {task.tokenizer} is {tokenizer.fingerprint}: "
             "run `mmgen tokenize` with it"
         )
 
@@ -184,7 +185,7 @@ def _check_layout(task: GeneratorTask, data: Data, source: Source, tokenizer: mt
 def _same(expected: TokenLayout, found: TokenLayout, what: str) -> None:
     if expected != found:
         sizes = [f"{x.height} x {x.width} ids of {x.codebook_size} codes" for x in (found, expected)]
-        raise UserError(f"{what} give {sizes[0]}, the model expects {sizes[1]}: set task.model.layout to match")
+        raise UserError(f"{what} gives {sizes[0]}, the model expects {sizes[1]}: set task.model.layout to match")
 
 
 def _check_condition(condition: ClassCondition | TextCondition | FeatureCondition, source: Source) -> None:

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import TextIO
 
+from mmgen.progress import duration
+
 
 class MetricsLog:
     """Writes figures under a run folder; entries after `step`, left by a run that was killed, are dropped first."""
@@ -97,13 +99,6 @@ class Progress:
         else:
             self._stream.write(text + "\n")
         self._stream.flush()
-
-
-def duration(seconds: float) -> str:
-    """3725 -> "1:02:05"."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def short(number: float) -> str:

@@ -10,7 +10,6 @@ from mmgen_tokenizers.errors import UserError
 from mmgen.config import Experiment
 from mmgen.training.checkpoint import Checkpoints
 from mmgen.training.metrics import MetricsLog, Progress
-from mmgen.training.optimizer import learning_rate
 
 
 def due(step: int, every: int) -> bool:
@@ -25,7 +24,6 @@ class Report:
         self._experiment, self._checkpoints = experiment, checkpoints
         self._unit, per_row = task.unit
         self._per_step = experiment.batch * per_row
-        self._rate = learning_rate(experiment.optimizer.schedule, experiment.steps)
         self._log = MetricsLog(folder, start)
         self._progress = Progress(experiment.steps, self._unit)
         self.say = self._progress.say
@@ -47,7 +45,6 @@ class Report:
         if step == 1 or due(step, self._experiment.every_log) or step == self._experiment.steps:
             seconds = self.pace.seconds_a_step()
             figures = {name: float(value) for name, value in metrics.items()}
-            figures["learning_rate"] = float(self._rate(step - 1))
             if seconds:
                 figures[f"{self._unit}_per_second"] = self._per_step / seconds
             self._log.write(step, figures)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mmgen.config import Experiment
+from mmgen.training.optimizer import learning_rate
 from mmgen.training.state import TrainState, Tree
 
 
@@ -14,7 +15,7 @@ def make_step(experiment: Experiment, task, optimizer: optax.GradientTransformat
     """Returns the jitted `step(state, frozen, batch) -> (state, metrics)`; the given state is donated.
 
     `batch` is a dict of arrays with `experiment.batch` rows, `frozen` holds networks that are used but not trained.
-    Metrics are scalars on the device: the task's own, "grad_norm" (before clipping) and "finite".
+    Metrics are scalars on the device: the task's own, "grad_norm" (before clipping), "learning_rate" and "finite".
     """
 
     def step(state: TrainState, frozen: Tree, batch: Tree) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -30,9 +31,10 @@ def make_step(experiment: Experiment, task, optimizer: optax.GradientTransformat
         grad_norm = optax.tree.norm(grads)
         # An update can overflow where the gradient did not: with it the flag vouches for the new parameters.
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(updates))
-        state = TrainState(state.step + 1, params, opt_state, ema, extra)
-        return state, {**metrics, "grad_norm": grad_norm, "finite": finite}
+        metrics |= {"grad_norm": grad_norm, "learning_rate": rate(state.step), "finite": finite}
+        return TrainState(state.step + 1, params, opt_state, ema, extra), metrics
 
+    rate = learning_rate(experiment.optimizer.schedule, experiment.steps)
     return jax.jit(step, donate_argnums=0)
 
 
