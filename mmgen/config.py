@@ -30,7 +30,7 @@ class Shapes:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder in the Hugging Face imagefolder convention: metadata.jsonl with file_name and captions, or one folder a class."""
+    """A folder in Hugging Face's imagefolder convention: metadata.jsonl with file_name and captions, or one folder a class."""
 
     folder: str
     caption: str = "text"  # the key of the caption in metadata.jsonl

@@ -42,7 +42,9 @@ def export(folder: str | Path, out: str | Path, format: str | None = None) -> st
     return f"{out}: {kind}" + (f", in the form of {format}" if format else "")
 
 
-def convert(family: str, checkpoint: str | Path, out: str | Path, config: dict | None = None, tokenizer: str | None = None) -> str:
+def convert(
+    family: str, checkpoint: str | Path, out: str | Path, config: dict | None = None, tokenizer: str | None = None
+) -> str:
     """Converts a checkpoint of any family, of generators or tokenizers, to the folder `out`; returns what it holds now."""
     import mmgen_tokenizers as mt
     from mmgen_tokenizers.pretrained import FAMILIES as TOKENIZERS

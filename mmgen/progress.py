@@ -5,7 +5,7 @@ import time
 
 
 class Counter:
-    """`640/50000 pictures, 12.3/s, 1 h 7 min left` on stderr: one line rewritten on a terminal, else a line every ten seconds."""
+    """`640/50000 pictures, 12.3/s, 67 min left` on stderr: a line rewritten on a terminal, else one every ten seconds."""
 
     def __init__(self, total: int, unit: str):
         self._total, self._unit, self._done = total, unit, 0

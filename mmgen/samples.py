@@ -107,7 +107,7 @@ def conditions(generator: Generator, prompts: list[str] | None, labels: list[str
     if isinstance(generator.config.condition, TextCondition):
         raise UserError("this model draws from texts: give --prompt TEXT or --prompts FILE")
     if isinstance(generator.config.condition, FeatureCondition):
-        raise UserError("this model takes features of another text model, as arrays: use mmgen.load(DIR).generate(features=...)")
+        raise UserError("this model takes features of a text model as arrays: use mmgen.load(DIR).generate(features=...)")
     if labels is not None:
         values = [label for text in labels for label in [number(text, generator)] * (num or 1)]
     else:
@@ -143,8 +143,8 @@ def check_outputs(generator: Generator, count: int, out: str | None, tokens: str
             "--tokens FILE.npz alone"
         )
     suffix = Path(out).suffix.lower() if out and not Path(out).is_dir() and not out.endswith(os.sep) else ""
-    if suffix and suffix != ".png" and suffix in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".npz", ".tif", ".tiff"):
-        raise UserError(f"--out {out}: pictures are written as FILE.png, or into a folder" + (" (arrays: --npz)" * (suffix == ".npz")))
+    if suffix in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".npz", ".npy", ".tif", ".tiff"):
+        raise UserError(f"--out {out}: pictures are written as FILE.png or into a folder; an array by --npz FILE")
     if suffix == ".png" and count > GRID:
         raise UserError(f"{count} pictures are too many for one grid: give --out DIR (one file each) or --npz FILE")
 

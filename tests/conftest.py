@@ -32,13 +32,13 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def shared():
-    """`shared("emoji/train")`: a path in the shared data ($MMGEN_DATA, else ../shared/data); skips the test where it is absent."""
+    """`shared("emoji/train")`: a path in the shared data ($MMGEN_DATA, else ../shared/data); skips where it is absent."""
     return lambda name="": _present(DATA / name)
 
 
 @pytest.fixture(scope="session")
 def parity():
-    """`parity("llamagen_vq")`: a folder of numbers that published code gave, beside the shared data; skips where it is absent."""
+    """`parity("llamagen_vq")`: a folder of numbers that published code gave, beside the shared data; skips likewise."""
     return lambda name="": _present(DATA.parent / "parity" / name)
 
 

@@ -1,7 +1,7 @@
 """Read a published checkpoint and write it in the form that `mmgen sample`, `mmgen.load` and `mmgen_tokenizers.load` read.
 
-CHECKPOINT is a safetensors file (or folder), or a .pt, .pth, .ckpt or .bin of torch: torch is not needed, and nothing in the file is
-run. Families of tokenizers are converted as well as families of generators; a name that is not known lists all.
+CHECKPOINT is a safetensors file (or folder), or a .pt, .pth, .ckpt or .bin of torch: torch is not needed, and nothing in the
+file is run. Families of tokenizers are converted as well as families of generators; a name that is not known lists all.
 
 example:
   mmgen convert llamagen-vq vq_ds16_c2i.pt --out models/vq16

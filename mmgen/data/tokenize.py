@@ -78,7 +78,8 @@ def crop_policy(crops: str, size: int, flip: bool, seed: int) -> tuple[str, Crop
         return "center", lambda picture, index: fit(picture, size)[None]
     if crops == "ten":
         return "ten", lambda picture, index: ten_crop(picture, size)
-    raise UserError(f"unknown crops {crops!r}: center, random:K (K crops of each picture) or ten.{nearest(name, ('center', 'random', 'ten'))}")
+    near = nearest(name, ("center", "random", "ten"))
+    raise UserError(f"unknown crops {crops!r}: center, random:K (K crops of each picture) or ten.{near}")
 
 
 def groups(load: Callable[[int], Any], total: int, size: int) -> Iterator[list[Any]]:

@@ -28,7 +28,7 @@ def error(capsys, *arguments: str) -> str:
 
 
 def test_help_is_quick_and_imports_no_jax():
-    code = "import sys; from mmgen.cli.main import main; main(['--help']); assert 'jax' not in sys.modules; assert 'numpy' not in sys.modules"
+    code = "import sys; from mmgen.cli.main import main; main(['--help']); assert not {'jax', 'numpy'} & set(sys.modules)"
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     seconds = time.perf_counter() - start
@@ -68,7 +68,8 @@ def test_without_a_verb_the_verbs_are_shown(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["smaple"], "there is no verb 'smaple': mmgen quickstart, train, tokenize, sample, export, convert, info. Did you mean 'sample'?"),
+        (["smaple"], "there is no verb 'smaple': mmgen quickstart, train, tokenize, sample, export, convert, info."),
+        (["smaple"], "Did you mean 'sample'?"),
         (["info", ".", "--verbos"], "mmgen info does not know --verbos."),
         (["sample", ".", "--guidence", "3"], "Did you mean '--guidance'?"),
         (["sample", ".", "--temperature", "warm"], "argument --temperature: invalid float value: 'warm'"),
@@ -101,7 +102,7 @@ def test_existing_gives_back_what_is_there(tmp_path):
     ("failure", "code", "message"),
     [
         (UserError("two\nlines"), 2, "error: two lines\n"),
-        (OSError(errno.ENOSPC, "No space left on device", "/runs/x/model.safetensors"), 2, "error: the disk is full: free space for /runs/x"),
+        (OSError(errno.ENOSPC, "No space left", "/runs/x/y.safetensors"), 2, "error: the disk is full: free space for /runs/x"),
         (ValueError("RESOURCE_EXHAUSTED: No space left on device"), 2, "error: the disk is full"),
         (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 2, "error: Permission denied: /root/x\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),

@@ -37,7 +37,8 @@ def test_a_grid_with_its_prompts(text_folder, tmp_path, capsys):
 def test_files_tokens_and_array_hold_the_same_pictures(text_folder, tmp_path):
     (tmp_path / "prompts.txt").write_text("a red circle\n\n a blue square \n")
     npz, tokens, folder = tmp_path / "all.npz", tmp_path / "tokens.npz", tmp_path / "pictures"
-    sample(text_folder, "--prompts", tmp_path / "prompts.txt", "-n", 2, "--seed", 5, "--out", folder, "--npz", npz, "--tokens", tokens)
+    asked = ["--prompts", tmp_path / "prompts.txt", "-n", 2, "--seed", 5]
+    sample(text_folder, *asked, "--out", folder, "--npz", npz, "--tokens", tokens)
     entries = json.loads((folder / "samples.json").read_text())["pictures"]
     files = np.stack([pixels(folder / entry["file"]) for entry in entries])
     array, ids = np.load(npz)["arr_0"], np.load(tokens)
@@ -67,9 +68,9 @@ def test_without_labels_all_classes_take_turns_and_pieces_change_nothing(class_f
 
 def test_settings_reach_the_model(class_folder, tmp_path):
     ids = []
+    flags = "--label 1 --top-k 1 --guidance 3 --guidance-schedule power_cosine:2 --temperature 0.7".split()
     for seed in (0, 1):  # top-k 1 draws the likeliest token whatever the seed
-        sample(class_folder, "--label", 1, "--top-k", 1, "--seed", seed, "--guidance", 3, "--guidance-schedule", "power_cosine:2",
-               "--temperature", 0.7, "--tokens", tmp_path / "t.npz", "--out", tmp_path / "t.png")  # fmt: skip
+        sample(class_folder, *flags, "--seed", seed, "--tokens", tmp_path / "t.npz", "--out", tmp_path / "t.png")
         ids.append(np.load(tmp_path / "t.npz")["tokens"])
     np.testing.assert_array_equal(*ids)
     settings = json.loads((tmp_path / "t.json").read_text())["settings"]
@@ -92,7 +93,7 @@ def test_a_stopped_job_leaves_no_half_array(class_folder, tmp_path, monkeypatch)
         (["--label", "3"], "there is no label '3': give a number in 0 .. 2"),
         (["--prompt", "a cat"], "this generator takes labels, not prompts"),
         (["-n", "0"], "--num 0: ask for at least one picture"),
-        (["--out", "x.jpg"], "pictures are written as FILE.png, or into a folder"),
+        (["--out", "x.jpg"], "pictures are written as FILE.png or into a folder"),
         (["-n", "2000"], "2000 pictures are too many for one grid: give --out DIR (one file each) or --npz FILE"),
         (["--guidance-schedule", "liner"], "Did you mean 'linear'?"),
         (["--guidance-schedule", "power_cosine:x"], "write power_cosine:P with a number P"),
