@@ -1,0 +1,167 @@
+"""mmgen beside LlamaGen's own PyTorch code: the same model, the same machine, one run.
+
+    python tools/bench/llamagen.py --peer PATH/TO/LlamaGen --out tools/bench/results/llamagen_cpu.json
+
+PATH is a checkout of the public repository; torch must be importable. Without --peer only mmgen is measured. Weights are random:
+what is measured is time. Sampling: 256 tokens with guidance 2, the best of `--repeats` after a warm-up that compiles, in tokens a
+second over the batch. Training: forward, backward and AdamW, no dropout. Both in float32 on a CPU, bfloat16 elsewhere; the rate of
+one large matrix product, measured in the same run, says what the machine could give.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import platform
+import sys
+import time
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mmgen.generator import Generator
+from mmgen.model import transformer
+from mmgen.pretrained import llamagen
+
+TOKENS, GUIDANCE = 256, 2.0
+
+
+def best_of(run, repeats: int) -> float:
+    """Seconds of the fastest call, after one that is not counted."""
+    run()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def matmul_rate(size: int = 2048) -> float:
+    """GFLOP/s of a square product."""
+    a = jax.random.normal(jax.random.key(0), (size, size))
+    f = jax.jit(lambda a: a @ a)
+    return 2 * size**3 / best_of(lambda: f(a).block_until_ready(), 10) / 1e9
+
+
+def our_sampling(config, batch: int, repeats: int) -> float:
+    gen = Generator(config, transformer.init(config, jax.random.key(0)))
+    labels = [i % 1000 for i in range(batch)]
+    return batch * TOKENS / best_of(lambda: gen.generate(labels=labels, guidance=GUIDANCE), repeats)
+
+
+def our_training(config, batch: int, repeats: int) -> float:
+    params, tx = transformer.init(config, jax.random.key(0)), optax.adamw(1e-4, b2=0.95, weight_decay=0.05)
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    data = {"ids": np.zeros((batch, TOKENS), np.int32), "label": np.zeros(batch, np.int32)}
+
+    def step(state):
+        params, opt = state
+        grads, _ = jax.grad(lambda p: transformer.loss(config, p, data, dtype=dtype), has_aux=True)(params)
+        updates, opt = tx.update(grads, opt, params)
+        return optax.apply_updates(params, updates), opt
+
+    step = jax.jit(step, donate_argnums=0)
+    state = [(params, tx.init(params))]
+
+    def run():
+        state[0] = jax.block_until_ready(step(state[0]))
+
+    return batch * TOKENS / best_of(run, repeats)
+
+
+def peer_model(path: str, size: str):
+    import torch
+
+    sys.path.insert(0, path)
+    from autoregressive.models.gpt import GPT_models
+
+    torch.manual_seed(0)
+    options = {"attn_dropout_p": 0.0, "resid_dropout_p": 0.0, "ffn_dropout_p": 0.0, "token_dropout_p": 0.0, "class_dropout_prob": 0.0}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = GPT_models[size](vocab_size=16384, block_size=TOKENS, num_classes=1000, cls_token_num=1, **options)
+    return model.to(device, torch.bfloat16 if device == "cuda" else torch.float32), device
+
+
+def peer_sampling(path: str, size: str, batch: int, repeats: int) -> float:
+    import torch
+    from autoregressive.models.generate import generate
+
+    model, device = peer_model(path, size)
+    model.eval()
+    labels = torch.arange(batch, device=device) % 1000
+
+    def run():
+        with contextlib.redirect_stderr(io.StringIO()):
+            generate(model, labels, TOKENS, cfg_scale=GUIDANCE, cfg_interval=-1, temperature=1.0, top_k=0, top_p=1.0, sample_logits=True)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return batch * TOKENS / best_of(run, repeats)
+
+
+def peer_training(path: str, size: str, batch: int, repeats: int) -> float:
+    import torch
+
+    model, device = peer_model(path, size)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
+    ids, labels = torch.zeros(batch, TOKENS, dtype=torch.long, device=device), torch.zeros(batch, dtype=torch.long, device=device)
+
+    def run():
+        _, loss = model(cond_idx=labels, idx=ids[:, :-1], targets=ids)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return batch * TOKENS / best_of(run, repeats)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", help="checkout of LlamaGen")
+    parser.add_argument("--size", default="GPT-B", choices=llamagen.SIZES)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--train-batch", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    config = llamagen.preset(arguments.size)
+    peer, repeats = arguments.peer, arguments.repeats
+
+    figures = {"matmul_gflops_before": matmul_rate()}
+    for batch in arguments.batches:
+        figures[f"sample_{batch}_mmgen"] = our_sampling(config, batch, repeats)
+        print(json.dumps(figures), flush=True)
+        if peer:
+            peer_model(peer, arguments.size)
+            figures[f"sample_{batch}_peer"] = peer_sampling(peer, arguments.size, batch, 1)
+    figures[f"train_{arguments.train_batch}_mmgen"] = ours = our_training(config, arguments.train_batch, repeats)
+    if peer:
+        figures[f"train_{arguments.train_batch}_peer"] = peer_training(peer, arguments.size, arguments.train_batch, repeats)
+    figures["matmul_gflops_after"] = matmul_rate()
+    weights = sum(p.size for p in jax.tree.leaves(jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))["blocks"]))
+    weights += config.block.width * config.layout.codebook_size  # the head; embeddings are looked up, not multiplied
+    figures["train_mmgen_gflops"] = 6 * weights * ours / 1e9
+    report = {
+        "what": f"LlamaGen {arguments.size}, {TOKENS} tokens; tokens a second, more is better",
+        "device": f"{jax.devices()[0].device_kind}, {platform.machine()}, {len(jax.devices())} device(s)",
+        "versions": {name: version(name) for name in ("jax", "flax", "optax")} | ({"torch": version("torch")} if peer else {}),
+        "date": date.today().isoformat(),
+        "command": "python tools/bench/llamagen.py " + " ".join(a if a != peer else "LlamaGen" for a in sys.argv[1:]),
+        "figures": {name: round(value, 2) for name, value in figures.items()},
+    }
+    print(json.dumps(report, indent=2))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
