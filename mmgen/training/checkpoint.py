@@ -27,7 +27,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every rename and each save without figures
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs every rename; its errors reach us as exceptions
         self.folder = Path(folder).absolute()
         best = policies.BestN(get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(

@@ -15,7 +15,6 @@ from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.families import vqgan
 from mmgen_tokenizers.losses import discriminator_loss, generator_loss, lpips
 from mmgen_tokenizers.networks import discriminator
-from mmgen_tokenizers.networks.discriminator import PatchGAN
 from mmgen_tokenizers.pictures import grid, to_uint8, write_png
 from mmgen_tokenizers.quantizers import vq
 
@@ -25,7 +24,6 @@ from mmgen.training.optimizer import adamw, has_matrix_axes, per_network, with_p
 from mmgen.training.state import Tree
 from mmgen.training.tasks import compute_dtype, to_float, training_batches, validation_batches
 
-CRITIC = PatchGAN()
 SHOWN = 8  # pictures of a preview
 
 
@@ -55,7 +53,7 @@ class TokenizerTraining:
         key_model, key_critic = jax.random.split(key)
         params = {"model": vqgan.init(self.config, key_model)}
         if self.losses.adversarial:
-            params["discriminator"] = discriminator.init(CRITIC, key_critic)
+            params["discriminator"] = discriminator.init(self.losses.discriminator, key_critic)
         quantizer = self.config.quantizer
         extra = {"usage": vq.start_usage(quantizer)}
         if self.experiment.task.revive_after is not None:
@@ -87,7 +85,7 @@ class TokenizerTraining:
     def _critic(self, params: Tree) -> Callable | None:
         if not self.losses.adversarial:
             return None
-        return lambda images: discriminator.apply(CRITIC, params["discriminator"], images, self.dtype)
+        return lambda images: discriminator.apply(self.losses.discriminator, params["discriminator"], images, self.dtype)
 
     def _critic_gradients(self, params: Tree, images: jax.Array, reconstruction: jax.Array, step: jax.Array):
         def loss(critic: Tree):
@@ -153,8 +151,6 @@ def _check(experiment: Experiment, example: dict) -> None:
         raise UserError("a tokenizer is trained on pictures, and these data are token shards")
     if data.size != task.model.image_size:
         raise UserError(f"data.size {data.size} is not task.model.image_size {task.model.image_size}: set both alike")
-    if task.losses.perceptual and not task.losses.lpips:
-        raise UserError("task.losses.perceptual needs the weights of LPIPS: name the files in task.losses.lpips")
 
 
 def _decayed(model: Tree) -> Tree:

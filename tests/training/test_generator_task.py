@@ -1,0 +1,134 @@
+"""Training a generator: conditions, ids, the decay mask, files."""
+
+import jax
+import jax.numpy as jnp
+import mmgen_tokenizers as mt
+import numpy as np
+import pytest
+from mmgen_tokenizers.errors import UserError
+from mmgen_tokenizers.families import vqgan
+from models import LAYOUT, VQGAN, generator_experiment, write_shards
+
+import mmgen
+from mmgen.config import Data, Shapes
+from mmgen.data.text import TextTokenizer
+from mmgen.model import transformer
+from mmgen.model.config import ClassCondition, FeatureCondition, GeneratorConfig, TextCondition
+from mmgen.training.generator_task import GeneratorTraining, decayed
+from mmgen.training.metrics import read_metrics
+
+SHAPES = Data(Shapes("train", 40), size=32)
+TEXT = TextCondition(vocabulary=48, length=16)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
+    mt.Tokenizer(VQGAN, vqgan.init(VQGAN, jax.random.key(0))).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("data") / "shards")
+
+
+def batch_of(task) -> dict:
+    return task.prepare(next(task.training_batches(0)))
+
+
+def test_labels_are_dropped_at_the_asked_rate(shards, tmp_path):
+    task = GeneratorTraining(generator_experiment(shards, dropout=0.25), tmp_path)
+    batch = {"ids": jnp.zeros((4000, 4), jnp.int32), "label": jnp.zeros(4000, jnp.int32)}
+    dropped = task.drop_condition(batch, jax.random.key(0))["label"]
+    assert set(np.unique(dropped)) == {0, 3} and abs(float((dropped == 3).mean()) - 0.25) < 0.03
+
+
+def test_prompts_become_the_empty_prompt(tokenizer_folder, tmp_path):
+    task = GeneratorTraining(generator_experiment(SHAPES, TEXT, str(tokenizer_folder), dropout=0.5), tmp_path)
+    batch = task.with_ids(task.frozen, batch_of(task))
+    ids, valid = task.text.encode([""], TEXT.length)
+    out = task.drop_condition(batch, jax.random.key(3))
+    null = (np.asarray(out["prompt"]) == ids).all(1)
+    assert 0 < null.sum() < 4
+    np.testing.assert_array_equal(np.asarray(out["prompt_valid"])[null], np.repeat(valid, null.sum(), 0))
+    np.testing.assert_array_equal(np.asarray(out["prompt"])[~null], batch["prompt"][~null])
+
+
+def test_pictures_are_encoded_in_the_step_as_the_tokenizer_does(tokenizer_folder, tmp_path):
+    task = GeneratorTraining(generator_experiment(SHAPES, TEXT, str(tokenizer_folder)), tmp_path)
+    raw = next(task.training_batches(0))
+    inside = jax.jit(task.with_ids)(task.frozen, task.prepare(raw))
+    assert "image" not in inside
+    np.testing.assert_array_equal(inside["ids"], mt.load(tokenizer_folder).encode(raw["image"]))
+
+
+def test_decay_mask_does_not_count_the_axis_of_layers():
+    for condition in (ClassCondition(3), FeatureCondition(width=5, length=2)):
+        mask = decayed(transformer.axes(GeneratorConfig(layout=LAYOUT, condition=condition, depth=2)))
+        assert mask["blocks"]["q"] and mask["blocks"]["down"] and not mask["blocks"]["norm_mlp"]["scale"]
+        assert mask["ends"]["input"]["table"] and not mask["ends"]["heads"]["head0"]["norm"]["scale"]
+    assert mask["ends"]["condition"]["fc1"] and not mask["ends"]["condition"]["null"]
+
+
+def test_what_the_model_marks_as_frozen_gets_no_gradient(shards, tmp_path):
+    task = GeneratorTraining(generator_experiment(shards), tmp_path)
+    condition = FeatureCondition(width=5, length=2)
+    task.config = GeneratorConfig(layout=LAYOUT, condition=condition, block=task.config.block, depth=1)
+    params = transformer.init(task.config, jax.random.key(0))
+    grads = jax.grad(lambda p: sum(jnp.sum(x) for x in jax.tree.leaves(task._trained(p))))(params)
+    assert not grads["ends"]["condition"]["null"].any() and grads["ends"]["condition"]["fc1"].all()
+
+
+def test_a_class_conditional_run_learns_resumes_and_exports(shards, tmp_path):
+    def run(name, steps):
+        chosen = generator_experiment(shards, steps=steps, accumulate=2, ema=0.9, batch=8, validation=shards)
+        return mmgen.train(chosen, tmp_path / name)
+
+    run("stopped", 20)
+    run("stopped", 40)
+    result = run("straight", 40)
+    losses = [[e["loss"] for e in read_metrics(tmp_path / name) if "loss" in e] for name in ("stopped", "straight")]
+    assert losses[0] == losses[1] and len(losses[0]) == 40
+    assert losses[1][0] == pytest.approx(np.log(32), rel=0.05) and result.metrics["validation/loss"] < 2.9
+    generator = mmgen.load(tmp_path / "straight")
+    assert generator.labels == ("cat", "dog", "eel") and generator.weights == "ema"
+    assert generator.generate(labels=["dog", "cat"], num=2).tokens.shape == (4, 4)
+    assert not (tmp_path / "straight/previews").exists()  # nothing turns these ids into pictures
+
+
+def test_a_text_conditional_run(tokenizer_folder, tmp_path):
+    moved = tmp_path / "tokenizer"
+    mt.load(tokenizer_folder).save(moved)
+    chosen = generator_experiment(SHAPES, TEXT, str(moved), steps=2, validation=Data(Shapes("test", 20), size=32))
+    mmgen.train(chosen, tmp_path / "run")
+    moved.rename(tmp_path / "elsewhere")  # the run has its own copy
+    longer = mmgen.Experiment(**{**vars(chosen), "steps": 3})
+    result = mmgen.train(longer, tmp_path / "run")
+    assert {"validation/loss", "validation/accuracy", "tokens_per_second"} <= result.metrics.keys()
+    assert len(list((tmp_path / "run/previews").glob("*.png"))) == 2
+    generator = mmgen.load(result.folder)
+    assert generator.generate(prompts="a red circle").images.shape == (1, 32, 32, 3)
+    assert generator.text.vocabulary == TextTokenizer.load(tmp_path / "run").vocabulary <= 48
+
+
+def test_another_experiment_may_replace_one_that_never_began(shards, tmp_path):
+    with pytest.raises(UserError, match="set task.model.condition.classes"):
+        mmgen.train(generator_experiment(shards, ClassCondition(2)), tmp_path)
+    assert mmgen.train(generator_experiment(shards, ClassCondition(3), steps=1), tmp_path).step == 1
+
+
+def test_what_does_not_fit_is_refused(shards, tokenizer_folder, tmp_path):
+    other = write_shards(tmp_path / "other", layout=mt.TokenLayout(height=4, width=4, codebook_size=32))
+    for chosen, words in (
+        (generator_experiment(SHAPES, TEXT), "pictures need a tokenizer"),
+        (generator_experiment(SHAPES, TEXT, str(tmp_path / "nowhere")), "task.tokenizer"),
+        (generator_experiment(SHAPES, ClassCondition(3), str(tokenizer_folder)), "the data have none"),
+        (generator_experiment(shards, TEXT), "no captions"),
+        (generator_experiment(shards, FeatureCondition()), "not trained"),
+        (generator_experiment(other), "gives 4 x 4 ids of 32 codes, the model expects 2 x 2"),
+        (generator_experiment(shards, tokenizer=str(tokenizer_folder)), "made by tokenizer somebody"),
+        (generator_experiment(Data(Shapes(count=4), size=64), TEXT, str(tokenizer_folder)), "gives 4 x 4 ids"),
+    ):
+        with pytest.raises(UserError, match=words):
+            mmgen.train(chosen, tmp_path / "run")

@@ -1,0 +1,111 @@
+"""Training a tokenizer: discriminator, codebook, files."""
+
+import jax
+import jax.numpy as jnp
+import mmgen_tokenizers as mt
+import numpy as np
+import pytest
+from mmgen_tokenizers.errors import UserError
+from mmgen_tokenizers.quantizers import vq
+from models import VQGAN, tokenizer_experiment
+
+import mmgen
+from mmgen.config import Data, Shapes
+from mmgen.data import open_source
+from mmgen.training.metrics import read_metrics
+from mmgen.training.tokenizer_task import TokenizerTraining, _decayed
+
+PATCHES = mt.PatchGAN(channels=4, layers=2, groups=2)
+ADVERSARIAL = mt.TokenizerLosses(l1=1.0, adversarial=0.5, adversarial_start=10, adaptive=True, discriminator=PATCHES)
+
+
+def prepared(experiment):
+    task = TokenizerTraining(experiment)
+    params, extra = jax.jit(task.init)(jax.random.key(0))
+    return task, params, extra, task.prepare(next(task.training_batches(0)))
+
+
+@pytest.fixture(scope="module")
+def adversarial():
+    task, params, extra, batch = prepared(tokenizer_experiment(ADVERSARIAL))
+    gradients = jax.jit(lambda params, step: task.gradients(params, extra, {}, batch, jax.random.key(1), step))
+    return params, gradients
+
+
+def norms(grads) -> dict[str, float]:
+    return {name: float(sum(jnp.abs(g).sum() for g in jax.tree.leaves(tree))) for name, tree in grads.items()}
+
+
+def test_discriminator_waits_for_its_start(adversarial):
+    params, gradients = adversarial
+    before, _, metrics_before = gradients(params, 9)
+    after, _, metrics_after = gradients(params, 10)
+    assert norms(before)["discriminator"] == 0.0 and norms(after)["discriminator"] > 0.0
+    assert metrics_before["adversarial_weight"] == 0.0 and metrics_after["adversarial_weight"] > 0.0
+    kernels = [g["model"]["decoder"]["conv_out"]["kernel"] for g in (before, after)]
+    assert not np.allclose(*kernels)
+    assert metrics_after["discriminator"] > 0.5  # both hinges, near 1 each at the start
+
+
+def test_discriminator_gradient_does_not_reach_the_tokenizer(adversarial):
+    params, gradients = adversarial
+    other = {**params, "discriminator": jax.tree.map(lambda p: p * 1.5, params["discriminator"])}
+    for a, b in zip(*(jax.tree.leaves(gradients(p, 9)[0]["model"]) for p in (params, other)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_dead_codes_restart_at_latents_of_the_batch():
+    task, params, extra, batch = prepared(tokenizer_experiment(revive_after=1))
+    _, extra, metrics = jax.jit(task.gradients)(params, extra, {}, batch, jax.random.key(1), 0)
+    idle = np.asarray(extra["usage"]["idle"])
+    assert 0 < metrics["usage"] < 1 and (idle > 0).any()
+    new, extra = jax.jit(task.after_update)(params, extra, jax.random.key(2))
+    moved = np.abs(new["model"]["quantizer"]["codebook"] - params["model"]["quantizer"]["codebook"]).max(1) > 0
+    np.testing.assert_array_equal(moved, idle >= 1)
+    unit = vq.table(VQGAN.quantizer, new["model"]["quantizer"])
+    latents = np.asarray(vq.table(VQGAN.quantizer, {"codebook": extra["candidates"]}))
+    assert (np.asarray(unit)[moved] @ latents.T).max(1).min() > 0.95
+    assert np.asarray(extra["usage"]["idle"]).max() == 0
+
+
+def test_without_revival_codes_stay():
+    task, params, extra, batch = prepared(tokenizer_experiment(revive_after=None))
+    assert set(extra) == {"usage"}
+    assert task.after_update(params, extra, jax.random.key(0))[0] is params
+
+
+def test_decay_spares_codebook_and_biases():
+    _, params, _, _ = prepared(tokenizer_experiment())
+    decayed = _decayed(params["model"])
+    assert not decayed["quantizer"]["codebook"]
+    assert decayed["decoder"]["conv_out"]["kernel"] and not decayed["decoder"]["conv_out"]["bias"]
+
+
+def test_a_run_learns_resumes_bitwise_and_exports(tmp_path):
+    losses = mt.TokenizerLosses(l1=1.0, adversarial=0.1, adversarial_start=2, discriminator=PATCHES)
+
+    def run(name, steps):
+        held_out = Data(Shapes("test", 16), size=32)
+        chosen = tokenizer_experiment(losses, steps=steps, accumulate=2, ema=0.9, validation=held_out)
+        return mmgen.train(chosen, tmp_path / name)
+
+    run("stopped", 20)
+    run("stopped", 40)
+    result = run("straight", 40)
+    stopped, straight = (read_metrics(tmp_path / name) for name in ("stopped", "straight"))
+    shown = ("loss", "perplexity", "discriminator")
+    values = [[tuple(entry[name] for name in shown) for entry in run if "loss" in entry] for run in (stopped, straight)]
+    assert values[0] == values[1] and len(values[0]) == 40
+    assert result.metrics["l1"] < 0.7 * straight[0]["l1"]
+    assert result.metrics["validation/psnr"] > 5.0 and result.metrics["perplexity"] > 1.0
+    assert [path.name for path in sorted((tmp_path / "stopped/previews").iterdir())] == ["step-0000020.png", "step-0000040.png"]
+    source = open_source(Data(Shapes("test", 4), size=32))
+    tokenizer = mt.load(tmp_path / "straight")
+    assert tokenizer.decode(tokenizer.encode(np.stack([source[i]["image"] for i in range(4)]))).shape == (4, 32, 32, 3)
+    assert tokenizer.layout.sites == 4
+
+
+def test_another_size_of_pictures_is_refused(tmp_path):
+    chosen = tokenizer_experiment()
+    with pytest.raises(UserError, match="data.size 64"):
+        mmgen.train(mmgen.Experiment(**{**vars(chosen), "data": Data(Shapes(count=4), size=64)}), tmp_path)
