@@ -34,6 +34,25 @@ class Figure:
             return None
         return self.value <= self.target if self.less else self.value >= self.target
 
+    @property
+    def shown(self) -> str:
+        return _value(self.value, self.unit)
+
+    @property
+    def wanted(self) -> str:
+        if self.target is None:
+            return ""
+        return f"{'at most' if self.less else 'at least'} {_value(self.target, self.unit)}"
+
+
+def _value(value: float | int | str, unit: str) -> str:
+    if isinstance(value, str):
+        return value
+    if unit == "%":
+        return f"{100 * value:.1f}%"
+    number = f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
+    return f"{number} {unit}".strip()
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -94,27 +113,12 @@ def _text(text: str) -> str:
 
 def _table(figures: Sequence[Figure]) -> str:
     rows = "".join(
-        f"<tr><th>{_text(f.name)}</th><td class=value>{_value(f.value, f.unit)}</td>"
-        f"<td>{_target(f)}</td><td>{_mark(f.reached, 'reached', 'missed')}</td></tr>"
+        f"<tr><th>{_text(f.name)}</th><td class=value>{_text(f.shown)}</td>"
+        f"<td>{_text(f.wanted)}</td><td>{_mark(f.reached, 'reached', 'missed')}</td></tr>"
         for f in figures
     )
     head = "<thead><tr><th></th><th class=value>result</th><th>target</th><th></th></tr></thead>"
     return f"<section><h2>Figures</h2><table>{head}<tbody>{rows}</tbody></table></section>"
-
-
-def _target(figure: Figure) -> str:
-    if figure.target is None:
-        return ""
-    return f"{'at most' if figure.less else 'at least'} {_value(figure.target, figure.unit)}"
-
-
-def _value(value: float | int | str, unit: str) -> str:
-    if isinstance(value, str):
-        return _text(value)
-    if unit == "%":
-        return f"{100 * value:.1f}%"
-    number = f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
-    return f"{number} {_text(unit)}".strip()
 
 
 def _mark(good: bool | None, yes: str, no: str) -> str:
@@ -201,9 +205,10 @@ def _card(card: Card, shown: int) -> str:
     state = "" if card.good is None else " good" if card.good else " bad"
     pictures = "".join(_picture(picture, shown, card.text) for picture in card.pictures)
     width = len(card.pictures) * (shown + 6) - 6
+    text = f"<p>{_text(card.text)}</p>" if card.text else ""
     return (
         f'<div class="card{state}" style="width:{width}px"><div class="row">{pictures}</div>'
-        f"<p>{_text(card.text)}</p>{_mark(card.good, card.note or 'right', card.note or 'wrong')}</div>"
+        f"{text}{_mark(card.good, card.note or 'right', card.note or 'wrong')}</div>"
     )
 
 
@@ -243,6 +248,7 @@ i.c0 { background: var(--c0); } i.c1 { background: var(--c1); } i.c2 { backgroun
 .card.good { border-top-color: var(--good); } .card.bad { border-top-color: var(--bad); }
 .card p { margin: 8px 0 4px; color: var(--ink); } .row { display: flex; gap: 6px; }
 img { image-rendering: pixelated; border-radius: 4px; display: block; }
+.mark { display: inline-block; margin-top: 4px; }
 .mark { font-weight: 600; } .mark.good { color: var(--good); } .mark.bad { color: var(--bad); }
 footer { margin-top: 48px; color: var(--soft); font-size: 13px; }
 """
