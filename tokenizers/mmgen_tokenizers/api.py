@@ -108,8 +108,8 @@ class Tokenizer:
         layout = layout or self._square(ids.shape[1])
         if ids.shape[1] != layout.sites:
             raise UserError(
-                f"{ids.shape[1]} ids a picture, but the layout is {layout.height} x {layout.width} = {layout.sites}: for pictures of"
-                " another shape pass layout=tok.layout_for(height, width)"
+                f"{ids.shape[1]} ids a picture, but the layout is {layout.height} x {layout.width} = {layout.sites}:"
+                " for pictures of another shape pass layout=tok.layout_for(height, width)"
             )
         pixels = layout.sites * self.config.network.factor**2
         grid = (layout.height, layout.width)

@@ -49,7 +49,7 @@ class CNN:
         lowest = len(self.multipliers) - 1
         for width in {self.channels, *self.widths}:
             if width % self.groups:
-                fits = max(n for n in range(1, self.groups + 1) if width % n == 0)
+                fits = max(n for n in range(1, self.groups + 1) if all(w % n == 0 for w in (self.channels, *self.widths)))
                 raise UserError(f"network: {width} channels do not divide into groups={self.groups}; use groups={fits}")
         for level in (*self.attention_levels, *self.up_attention_levels):
             if not 0 <= level <= lowest:

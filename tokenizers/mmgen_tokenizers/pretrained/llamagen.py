@@ -151,5 +151,5 @@ def convert(checkpoint: str | Path, config: Mapping[str, Any] | None = None) -> 
     """A checkpoint file -> Tokenizer."""
     state = read_checkpoint(checkpoint)
     ours = configure(config, state)
-    used = state.get(BUFFER)
-    return Tokenizer(ours, from_reference(ours, state), source=FAMILY, buffers={BUFFER: used} if used is not None and used.any() else None)
+    buffers = {name: array for name, array in state.items() if name == BUFFER and array.any()}
+    return Tokenizer(ours, from_reference(ours, state), FAMILY, buffers)

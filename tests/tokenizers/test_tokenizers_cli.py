@@ -1,0 +1,157 @@
+"""The command mmgen-tokenizers, verb by verb, in this process."""
+
+import jax
+import mmgen_tokenizers as mt
+import numpy as np
+import pytest
+from mmgen_tokenizers import cli
+from mmgen_tokenizers.families import vqgan
+from mmgen_tokenizers.files import save_arrays, unflatten
+from mmgen_tokenizers.pictures import read_picture, write_png
+from mmgen_tokenizers.pretrained import export
+
+NET = mt.CNN(4, (1, 1), 1, 2, attention_levels=(1,), latent=4, groups=2)
+CONFIG = mt.VQGAN(NET, mt.VQ(size=32, dim=4), image_size=8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """tok/: a tokenizer; pictures/: three good ones, of which one in a folder, and two damaged."""
+    folder, rng = tmp_path_factory.mktemp("cli"), np.random.default_rng(0)
+    mt.Tokenizer(CONFIG, vqgan.init(CONFIG, jax.random.key(0))).save(folder / "tok")
+    for name, shape in (("b.png", (8, 8)), ("a.png", (20, 12)), ("deep/c.png", (9, 30))):
+        write_png(folder / "pictures" / name, rng.integers(0, 256, (*shape, 3), dtype=np.uint8))
+    (folder / "pictures" / "notes.txt").write_text("no picture")
+    damaged = (folder / "pictures" / "b.png").read_bytes()
+    (folder / "pictures" / "z_damaged.png").write_bytes(damaged[: len(damaged) // 2])
+    return folder
+
+
+def run(*arguments):
+    return cli.main([str(a) for a in arguments])
+
+
+def test_encode_then_decode(folder, capsys):
+    codes, out = folder / "codes.npz", folder / "out"
+    assert run("encode", folder / "pictures", "--tokenizer", folder / "tok", "--out", codes, "--batch", 2) == 0
+    err = capsys.readouterr().err
+    assert "skipped" in err and "z_damaged.png" in err and "1 of 4 pictures skipped" in err
+    with np.load(codes) as file:
+        assert file["ids"].shape == (3, 16) and file["ids"].dtype == np.int32
+        assert [name.split("/")[-1] for name in file["names"]] == ["a.png", "b.png", "c.png"]
+        ids = file["ids"]
+    assert run("decode", codes, "--tokenizer", folder / "tok", "--out", out, "--batch", 2) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["00000_a.png", "00001_b.png", "00002_c.png"]
+    want = mt.load(folder / "tok").decode(ids[1:2])[0]
+    np.testing.assert_allclose(read_picture(out / "00001_b.png") / 127.5 - 1, want, atol=1 / 255 + 1e-6)
+
+
+def test_encode_at_another_size(folder):
+    codes, out = folder / "large.npz", folder / "large"
+    assert run("encode", folder / "pictures/a.png", "--tokenizer", folder / "tok", "--out", codes, "--size", 12) == 0
+    assert run("decode", codes, "--tokenizer", folder / "tok", "--out", out) == 0
+    assert read_picture(out / "00000_a.png").shape == (12, 12, 3)
+
+
+def test_reconstruct_draws_pairs_and_says_psnr(folder, capsys):
+    grid = folder / "grid.png"
+    assert (
+        run("reconstruct", folder / "pictures/b.png", folder / "pictures/a.png", "--tokenizer", folder / "tok", "--out", grid)
+        == 0
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and lines[0].endswith("b.png") and "dB  mean of 2" in lines[2]
+    drawn = read_picture(grid)
+    assert drawn.shape == (8, 4 * 8 + 3 * 2, 3)
+    original = read_picture(folder / "pictures/b.png")
+    np.testing.assert_array_equal(drawn[:, :8], original)
+    again = drawn[:, 10:18].astype(float)
+    assert float(lines[0].split()[0]) == pytest.approx(10 * np.log10(255**2 / ((again - original) ** 2).mean()), abs=0.05)
+
+
+def test_convert_and_info(folder, capsys):
+    reference, out = folder / "reference", folder / "converted"
+    export(mt.load(folder / "tok"), reference)
+    (folder / "config.json").write_text('{"group_norm_groups": 2, "image_size": 8}')
+    command = ("convert", "llamagen-vq", reference / "model.safetensors", "--out", out, "--config", folder / "config.json")
+    assert run(*command) == 0
+    assert run("info", out) == 0
+    text = capsys.readouterr().out
+    assert "8 x 8 pixels -> 4 x 4 = 16 ids of 32 codes" in text and "llamagen-vq" in text and '"multipliers"' in text
+    converted, made = mt.load(out), mt.load(folder / "tok")
+    assert converted.fingerprint == made.fingerprint and converted.source == "llamagen-vq"
+
+
+def test_list_names_families_and_how_they_were_verified(capsys):
+    assert run("list") == 0
+    text = capsys.readouterr().out
+    assert "llamagen-vq" in text and "VQ-8" in text and "verified" in text
+
+
+@pytest.mark.parametrize("verb", [*cli.VERBS, None])
+def test_help_is_complete_and_has_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main([verb, "--help"] if verb else ["--help"])
+    text = capsys.readouterr().out
+    assert done.value.code == 0
+    assert f"  mmgen-tokenizers {verb or 'convert'}" in text.split("example:\n")[1]
+
+
+def failing(capsys, *arguments):
+    """The one line that a mistake is answered with."""
+    assert run(*arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line and not line.startswith("skipped")]
+    assert lines[-1].startswith("error: ")
+    return lines[-1]
+
+
+def test_mistakes_are_answered_with_the_nearest_right_word(folder, capsys):
+    tok = ("--tokenizer", folder / "tok")
+    assert "Did you mean 'encode'?" in failing(capsys, "encoed", "x")
+    assert "Did you mean '--tokenizer'?" in failing(capsys, "encode", "x", *tok, "--out", "y", "--tokeniser", "z")
+    assert "Did you mean 'pictures'?" in failing(capsys, "encode", folder / "picture", *tok, "--out", "y.npz")
+    assert "Did you mean 'tok'?" in failing(capsys, "info", folder / "tpk")
+    assert "--out" in failing(capsys, "encode", "x", *tok)
+    assert "VERB" in failing(capsys)
+    assert "Did you mean 'group_norm_groups'?" in _wrong_config(folder, capsys, '{"group_norm_group": 2}')
+    assert "not JSON" in _wrong_config(folder, capsys, "{")
+
+
+def _wrong_config(folder, capsys, text):
+    reference = folder / "some_reference"
+    export(mt.load(folder / "tok"), reference)
+    (folder / "wrong.json").write_text(text)
+    command = (
+        "convert",
+        "llamagen-vq",
+        reference / "model.safetensors",
+        "--out",
+        folder / "no",
+        "--config",
+        folder / "wrong.json",
+    )
+    return failing(capsys, *command)
+
+
+def test_unusable_input(folder, capsys):
+    tok = ("--tokenizer", folder / "tok", "--out", folder / "x")
+    assert "none of the pictures" in failing(capsys, "encode", folder / "pictures/z_damaged.png", *tok)
+    (folder / "empty").mkdir()
+    assert "no picture in" in failing(capsys, "encode", folder / "empty", *tok)
+    assert "multiple of 2" in failing(capsys, "reconstruct", folder / "pictures/a.png", *tok, "--size", "7")
+    assert "no .npz" in failing(capsys, "decode", folder / "pictures/notes.txt", *tok)
+    np.savez(folder / "other.npz", ids=np.zeros((1, 16), np.int32), fingerprint="abc")
+    assert "another tokenizer (abc)" in failing(capsys, "decode", folder / "other.npz", *tok)
+    np.savez(folder / "none.npz", codes=np.zeros(3))
+    assert "no array `ids`" in failing(capsys, "decode", folder / "none.npz", *tok)
+    assert "no tensors" in failing(capsys, "convert", "llamagen-vq", _empty(folder), "--out", folder / "no")
+    save_arrays(folder / "foreign", unflatten({"conv.weight": np.zeros(2, np.float32)}))
+    assert "is it a tokenizer of LlamaGen" in failing(
+        capsys, "convert", "llamagen-vq", folder / "foreign/model.safetensors", "--out", folder / "no"
+    )
+    assert not (folder / "no").exists()
+
+
+def _empty(folder):
+    save_arrays(folder / "empty_weights", {})
+    return folder / "empty_weights/model.safetensors"
