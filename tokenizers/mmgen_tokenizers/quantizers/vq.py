@@ -43,7 +43,7 @@ def _sphere(x: Float[Array, "*N C"]) -> Float[Array, "*N C"]:
 
 def table(config: VQ, params: Params) -> Float[Array, "V C"]:
     """The code vectors as the decoder gets them."""
-    codebook = params["codebook"].astype(jnp.float32)
+    codebook = jnp.asarray(params["codebook"], jnp.float32)
     return _sphere(codebook) if config.normalize else codebook
 
 
