@@ -15,12 +15,12 @@ from mmgen.plan.plan import COLUMN, CONDITION, CONTENT, INDEX, NOWHERE, POSITION
 
 @dataclass(frozen=True)
 class NextToken:
-    """`positions` says where the condition stands for the rotary code: "none" as in LlamaGen, whose condition has no place (its
-    queries and keys are zero vectors), or "diagonal": condition slot i stands at row = column = i and the picture's grid
-    begins behind it, so that the order of words matters.
+    """`positions` says where the condition stands for the rotary code: "diagonal": condition slot i stands at row = column = i and
+    the picture's grid begins behind it, so that the order of words matters; or "none" as in LlamaGen, whose condition has no
+    place: its queries and keys are zero vectors, so that all of it is read alike.
     """
 
-    positions: Literal["none", "diagonal"] = "none"
+    positions: Literal["diagonal", "none"] = "diagonal"
 
     def build(self, layout: TokenLayout, condition_slots: int) -> GenerationPlan:
         sites, C = layout.sites, condition_slots

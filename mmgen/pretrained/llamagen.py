@@ -99,6 +99,7 @@ def configure(state: dict[str, np.ndarray], config: dict | None) -> tuple[Genera
     mlp = state.get("layers.0.feed_forward.w1.weight", np.zeros((0, 0))).shape[0]
     condition = _condition(state)
     model = GeneratorConfig(
+        plan=NextToken("none"),
         layout=_square(int(given.get("block_size") or 256), vocabulary),
         condition=condition,
         block=BlockConfig(
