@@ -20,6 +20,7 @@ from mmgen import generator as generators
 from mmgen.config import Data, Experiment, GeneratorTask, Optimizer, Schedule, Shapes, TokenizerTask, TokenShards
 from mmgen.data.tokenize import tokenize
 from mmgen.evaluation import shapes as evaluation
+from mmgen.evaluation.curves import charts
 from mmgen.model.config import BlockConfig, GeneratorConfig, Sampling, TextCondition
 from mmgen.report import write_report
 from mmgen.training.loop import train
@@ -118,7 +119,7 @@ def run(out: str | Path, sizes: Sizes = Sizes()) -> dict[str, float | int]:
         out / "report.html",
         "mmgen quickstart",
         evaluation.table(figures, TARGETS),
-        evaluation.charts(out / "tokenizer", out / "generator"),
+        charts(out / "tokenizer", out / "generator"),
         evaluation.galleries(restored, drawn),
         ABOUT,
     )

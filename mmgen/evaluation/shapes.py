@@ -11,8 +11,7 @@ from mmgen_tokenizers.pictures import to_float, to_uint8
 
 from mmgen.data.shapes import ShapesSource, Verdict, parse, verify_all
 from mmgen.generator import Generator
-from mmgen.report import Card, Chart, Figure, Gallery
-from mmgen.training.metrics import read_metrics
+from mmgen.report import Card, Figure, Gallery
 
 TARGETS = {"psnr_test": 24.0, "reconstructions_right": 0.95, "objects_right": 0.70, "places_right": 0.55}
 NAMES = {
@@ -107,27 +106,6 @@ def table(found: dict[str, float | int], targets: dict[str, float] = TARGETS) ->
         return Figure(NAMES[name], value, targets.get(name), {"psnr_test": "dB", "prompts": ""}.get(name, "%"))
 
     return [row(name, value) for name, value in found.items() if name in NAMES]
-
-
-def charts(tokenizer_run: str, generator_run: str) -> list[Chart]:
-    """How both runs went, from their metrics.jsonl."""
-    wanted = [
-        ("Tokenizer: loss", tokenizer_run, ["loss", "validation/loss"]),
-        ("Tokenizer: PSNR in dB", tokenizer_run, ["psnr", "validation/psnr"]),
-        ("Tokenizer: share of the codebook in use", tokenizer_run, ["usage"]),
-        ("Generator: loss in nats a token", generator_run, ["loss", "validation/loss"]),
-    ]
-    return [Chart(title, {_kind(name): curve(run, name) for name in names}) for title, run, names in wanted]
-
-
-def curve(run: str, name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of a figure in a run's metrics.jsonl."""
-    entries = [entry for entry in read_metrics(run) if name in entry]
-    return [entry["step"] for entry in entries], [entry[name] for entry in entries]
-
-
-def _kind(name: str) -> str:
-    return "unseen pictures" if name.startswith("validation/") else "training"
 
 
 def galleries(restored: Judged, drawn: Judged) -> list[Gallery]:

@@ -1,0 +1,65 @@
+"""Figures and a report of a class-conditional generator, judged by a CNN that is trained here on the real pictures.
+
+    python experiments/fashion_mnist/evaluate.py runs/fashion_mnist_generator [SAMPLES]
+
+Works for any run on labelled pictures with a test split as validation data. Writes figures.json and report.html into the
+run folder.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from mmgen_tokenizers.files import write_json
+from mmgen_tokenizers.metrics import psnr
+from mmgen_tokenizers.pictures import to_float, to_uint8
+
+from mmgen import config, load
+from mmgen.data import batches
+from mmgen.evaluation.classifier import recognised, train_classifier
+from mmgen.evaluation.curves import charts
+from mmgen.report import Card, Figure, Gallery, write_report
+from mmgen.training.compilation import use_compilation_cache
+
+
+def main(run: str, samples: str = "500") -> None:
+    use_compilation_cache()
+    run = Path(run)
+    experiment, generator = config.load(run / "experiment.json"), load(run)
+    test = next(batches(experiment.validation, 10_000, repeat=False))  # all of it: a batch is at most as large as the data
+
+    classify = train_classifier(batches(experiment.data, 64, seed=1), generator.null_label, experiment.data.size)
+    accuracy = float(np.mean(classify(test["image"]) == test["label"]))
+    pictures, labels, right = recognised(generator, classify, int(samples))
+
+    originals = test["image"][:1000]
+    restored = to_uint8(generator.tokenizer.decode(generator.tokenizer.encode(originals)))
+    quality = float(np.mean(psnr(to_float(restored), to_float(originals))))
+    share = float(right.mean())
+    figures = {"psnr_test": round(quality, 3), "classifier": accuracy, "samples": len(labels), "recognised": share}
+    write_json(run / "figures.json", figures)
+
+    table = [
+        Figure("PSNR of reconstructed test pictures", quality, 24.0, "dB"),
+        Figure("real test pictures that the judging classifier gets right", accuracy, 0.88, "%"),
+        Figure("samples", len(labels)),
+        Figure("samples that it recognises as the class asked for", share, 0.80, "%"),
+    ]
+    for row in table:
+        print(f"  {row.name:<60} {row.shown:>10}  {row.wanted}")
+    names = generator.labels or [str(label) for label in range(generator.null_label)]
+    pairs = [Card([a, b], names[label]) for a, b, label in zip(originals[:24], restored, test["label"], strict=False)]
+    drawn = [
+        Card([picture], names[label], bool(ok), "recognised" if ok else "not recognised")
+        for picture, label, ok in zip(pictures[:60], labels, right, strict=False)
+    ]
+    galleries = [
+        Gallery("Originals and reconstructions", pairs, shown=72),
+        Gallery("Samples, the classes in turn", drawn, shown=80),
+    ]
+    write_report(run / "report.html", "Classes", table, charts(experiment.task.tokenizer, run), galleries)
+    print(run / "report.html")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,83 @@
+"""An independent judge of class-conditional models: a small CNN that is trained on the real pictures.
+
+It sees nothing of the tokenizer or the generator. How many samples it recognises as the class that was asked for says
+whether the condition is obeyed; its accuracy on real test pictures says how far it can be trusted.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, UInt8
+from mmgen_tokenizers.pictures import to_uint8
+
+from mmgen.generator import Generator
+from mmgen.training.tasks import to_float
+
+CHUNK = 500  # pictures classified at once
+
+
+class Network(nnx.Module):
+    """Patches of 2 x 2 as channels, then three convolutions that each halve the resolution, then two dense layers."""
+
+    def __init__(self, size: int, classes: int, rngs: nnx.Rngs):
+        self.convs = nnx.List([nnx.Conv(a, b, (3, 3), strides=2, rngs=rngs) for a, b in ((12, 32), (32, 64), (64, 128))])
+        self.hidden = nnx.Linear(128 * (size // 16) ** 2, 128, rngs=rngs)
+        self.out = nnx.Linear(128, classes, rngs=rngs)
+
+    def __call__(self, pictures: Float[Array, "B H W 3"]) -> Float[Array, "B classes"]:
+        B, H, W, _ = pictures.shape
+        x = pictures.reshape(B, H // 2, 2, W // 2, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(B, H // 2, W // 2, 12)
+        for conv in self.convs:
+            x = jax.nn.relu(conv(x))
+        return self.out(jax.nn.relu(self.hidden(x.reshape(B, -1))))
+
+
+Classifier = Callable[[UInt8[np.ndarray, "B H W 3"]], Int[np.ndarray, "B"]]
+
+
+def train_classifier(
+    batches: Iterator[dict[str, Any]], classes: int, size: int, steps: int = 1500, peak: float = 2e-3, seed: int = 0
+) -> Classifier:
+    """Trains on `steps` batches with "image" uint8 [B, size, size, 3] and "label"; returns pictures -> labels.
+
+    `size` must be a multiple of 16.
+    """
+    graph, params = nnx.split(Network(size, classes, nnx.Rngs(seed)), nnx.Param)
+    params = nnx.to_pure_dict(params)
+    optimizer = optax.adamw(optax.cosine_onecycle_schedule(steps, peak), weight_decay=1e-4)
+
+    def logits(params: dict, pictures: Array) -> Array:
+        return nnx.merge(graph, nnx.State(params))(to_float(pictures))
+
+    def loss(params: dict, pictures: Array, labels: Array) -> Array:
+        return optax.softmax_cross_entropy_with_integer_labels(logits(params, pictures), labels).mean()
+
+    @jax.jit
+    def step(params: dict, state: Any, pictures: Array, labels: Array) -> tuple[dict, Any]:
+        updates, state = optimizer.update(jax.grad(loss)(params, pictures, labels), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for _, batch in zip(range(steps), batches, strict=False):
+        params, state = step(params, state, batch["image"], batch["label"])
+    guess = jax.jit(lambda params, pictures: jnp.argmax(logits(params, pictures), -1))
+
+    def classify(pictures: UInt8[np.ndarray, "B H W 3"]) -> Int[np.ndarray, "B"]:
+        pieces = [pictures[start : start + CHUNK] for start in range(0, len(pictures), CHUNK)]
+        return np.concatenate([np.asarray(guess(params, piece)) for piece in pieces])
+
+    return classify
+
+
+def recognised(
+    generator: Generator, classify: Classifier, count: int = 500, seed: int = 0, **settings
+) -> tuple[UInt8[np.ndarray, "count H W 3"], Int[np.ndarray, "count"], Bool[np.ndarray, "count"]]:
+    """Samples by the recommended settings, the classes in turn: pictures, labels asked for, and which are recognised."""
+    labels = np.arange(count) % generator.null_label
+    pictures = to_uint8(generator.generate(labels=labels, seed=seed, **settings).images)
+    return pictures, labels, classify(pictures) == labels
