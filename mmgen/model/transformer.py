@@ -142,7 +142,7 @@ def forward(
     states, start = [], 0
     for tap in c.taps:
         piece = jax.tree.map(lambda a: a[start:tap], (params["blocks"], keys[:-1], jnp.asarray(path, jnp.float32)))
-        x, _ = jax.lax.scan(layer, x, piece)
+        x = _through(layer, x, piece)
         states.append(x)
         start = tap
     if collect is not None:
@@ -159,6 +159,15 @@ def loss(
     value = jnp.mean(heads_module.cross_entropy(logits, batch["ids"]) * weight) / c.layout.groups
     accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == batch["ids"])
     return value, {"loss": value, "accuracy": accuracy}
+
+
+def _through(layer, x: Array, stacked) -> Array:
+    """Layer after layer: a scan, whose compilation does not grow with depth; on a CPU one by one, which saves copies."""
+    if jax.default_backend() != "cpu":
+        return jax.lax.scan(layer, x, stacked)[0]
+    for i in range(len(jax.tree.leaves(stacked)[0])):
+        x, _ = layer(x, jax.tree.map(lambda a: a[i], stacked))
+    return x
 
 
 def _drop(rate: float, key: PRNGKeyArray):
