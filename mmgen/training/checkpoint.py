@@ -44,6 +44,10 @@ class Checkpoints:
         """Step of the newest complete checkpoint."""
         return self._manager.latest_step()
 
+    def all(self) -> list[int]:
+        """Steps of the complete checkpoints."""
+        return sorted(self._manager.all_steps())
+
     def best(self) -> int | None:
         """Step of the checkpoint with the lowest validation loss."""
         return self._manager.best_step()

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -101,7 +102,7 @@ def fit(
     in_flight = deque()
 
     with Stop() as stop, Report(experiment, task, folder, checkpoints, start) as report, checkpoints:
-        report.say(f"{folder}: {describe(state)}, {f'continues at step {start}' if start else 'starts'}")
+        report.say(f"{folder}: {describe(state)}, {beginning(start, experiment.steps)}")
         batches = training_batches(start) if start < experiment.steps else ()
         for done, batch in zip(range(start + 1, experiment.steps + 1), batches, strict=False):
             state, metrics = step(state, frozen, task.prepare(batch))
@@ -141,6 +142,26 @@ def fit(
     return Result(folder, max(start, experiment.steps), figures)
 
 
+def export(run: str | Path, out: str | Path, which: Literal["last", "best"] | int = "last") -> int:
+    """Writes the weights of a checkpoint of a run to the folder `out`; returns its step.
+
+    RUN/export/ has the last one; "best" is the one with the lowest validation loss. Raises UserError where there is none.
+    """
+    from mmgen.training import tasks
+
+    run = Path(run).absolute()
+    experiment = config.load(run / "experiment.json")
+    task = tasks.make(experiment, run)
+    optimizer = task.optimizer(experiment)
+    with Checkpoints(run / "checkpoints", experiment.keep) as checkpoints:
+        step = {"last": checkpoints.latest, "best": checkpoints.best}.get(which, lambda: which)()
+        if step not in checkpoints.all():
+            raise UserError(f"{run} has no checkpoint {which!r}, it has those of step {checkpoints.all()}")
+        like = abstract_state(task, optimizer, experiment.seed, experiment.ema > 0)
+        task.export(exported_weights(task, checkpoints.restore(step, like)), Path(out), step)
+    return step
+
+
 def starting_state(experiment: Experiment, task, optimizer, checkpoints: Checkpoints) -> TrainState:
     """The state of the last complete checkpoint, or a new one."""
     arguments = task, optimizer, experiment.seed, experiment.ema > 0
@@ -158,6 +179,13 @@ def validate(step: Callable, task, weights: Tree, extra: Tree, frozen: Tree, bat
     metrics = [step(weights, extra, frozen, task.prepare(batch)) for batch in batches]
     metrics = jax.device_get(metrics)
     return {f"validation/{name}": float(np.mean([m[name] for m in metrics])) for name in metrics[0]}
+
+
+def beginning(start: int, steps: int) -> str:
+    """What a run does when it is started, in words."""
+    if start >= steps:
+        return f"finished at step {start}"
+    return (f"continues at step {start}" if start else "starts") + "; compiling the first step"
 
 
 def describe(state: TrainState) -> str:

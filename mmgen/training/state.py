@@ -26,7 +26,7 @@ class TrainState:
 
 def named_key(seed: int, name: str) -> jax.Array:
     """A random key for one purpose; independent of the step keys fold_in(key(seed), step)."""
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+    return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), zlib.crc32(name.encode()))
 
 
 def initial_state(task, optimizer: optax.GradientTransformation, seed: int, averaged: bool) -> TrainState:

@@ -105,17 +105,28 @@ def test_not_a_number_is_never_the_best(tmp_path, monkeypatch):
 
 def test_full_disk_is_one_clear_line_and_older_checkpoints_stay(tmp_path, monkeypatch):
     run(tmp_path, steps=5)
-    handler = checkpoint.ocp.JsonCheckpointHandler
 
-    async def full(*_, **__):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(handler, "async_save", full)
-        with pytest.raises(UserError, match=f"no space left on the disk of {tmp_path}"):
+        patch.setattr(checkpoint.ocp.CheckpointManager, "save", full)
+        with pytest.raises(UserError, match=f"no space left on the disk of {tmp_path}/checkpoints: older"):
             run(tmp_path, steps=10)
     assert steps_in(tmp_path) == [5]
     assert run(tmp_path, steps=10).step == 10
+
+
+def test_full_disk_that_shows_in_the_background(tmp_path, monkeypatch):
+    real = checkpoint.ocp.CheckpointManager.wait_until_finished
+
+    def full(manager):
+        real(manager)
+        raise ValueError("RESOURCE_EXHAUSTED: Failed to write 80881 bytes to file 18: No space left on device")
+
+    monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "wait_until_finished", full)
+    with pytest.raises(UserError, match="no space left on the disk of"):
+        run(tmp_path, steps=5)
 
 
 def test_full_disk_is_recognised_however_it_is_wrapped():

@@ -12,6 +12,7 @@ from models import VQGAN, tokenizer_experiment
 import mmgen
 from mmgen.config import Data, Shapes
 from mmgen.data import open_source
+from mmgen.training import loop
 from mmgen.training.metrics import read_metrics
 from mmgen.training.tokenizer_task import TokenizerTraining, _decayed
 
@@ -99,6 +100,10 @@ def test_a_run_learns_resumes_bitwise_and_exports(tmp_path):
     assert result.metrics["l1"] < 0.7 * straight[0]["l1"]
     assert result.metrics["validation/psnr"] > 5.0 and result.metrics["perplexity"] > 1.0
     assert [path.name for path in sorted((tmp_path / "stopped/previews").iterdir())] == ["step-0000020.png", "step-0000040.png"]
+    assert loop.export(tmp_path / "straight", tmp_path / "best", "best") == 40
+    np.testing.assert_array_equal(*(mt.load(tmp_path / name).params["quantizer"]["codebook"] for name in ("best", "straight")))
+    with pytest.raises(UserError, match=r"no checkpoint 7, it has those of step \[40\]"):
+        loop.export(tmp_path / "straight", tmp_path / "seven", 7)
     source = open_source(Data(Shapes("test", 4), size=32))
     tokenizer = mt.load(tmp_path / "straight")
     assert tokenizer.decode(tokenizer.encode(np.stack([source[i]["image"] for i in range(4)]))).shape == (4, 32, 32, 3)
