@@ -38,9 +38,9 @@ ABOUT = (
 class Sizes:
     """How much is done. `scale` thins the networks."""
 
-    tokenizer_steps: int = 2000
-    generator_steps: int = 2500
-    pictures: int = 100_000  # tokenized
+    tokenizer_steps: int = 800
+    generator_steps: int = 1800
+    pictures: int = 50_000  # tokenized
     prompts: int = 256
     scale: int = 1
 
@@ -84,7 +84,7 @@ def generator(out: Path, sizes: Sizes = Sizes()) -> Experiment:
     model = GeneratorConfig(
         layout=TokenLayout(height=4, width=4, codebook_size=CODES),
         condition=TextCondition(vocabulary=128, length=20),
-        block=BlockConfig(width=192 // sizes.scale, heads=6, mlp=512 // sizes.scale, qk_norm=True),
+        block=BlockConfig(width=192 // sizes.scale, heads=3, mlp=512 // sizes.scale, qk_norm=True),
         depth=4,
     )
     return Experiment(
@@ -92,7 +92,7 @@ def generator(out: Path, sizes: Sizes = Sizes()) -> Experiment:
         data=Data(TokenShards(str(out / "tokens"))),
         validation=UNSEEN,
         steps=sizes.generator_steps,
-        batch=64,
+        batch=32,
         optimizer=Optimizer(Schedule(peak=2e-3, warmup=min(100, sizes.generator_steps // 10), end=0.02)),
         every_checkpoint=500,
     )
