@@ -39,7 +39,7 @@ class Sizes:
     """How much is done. `scale` thins the networks."""
 
     tokenizer_steps: int = 800
-    generator_steps: int = 1800
+    generator_steps: int = 1500
     pictures: int = 50_000  # tokenized
     prompts: int = 256
     scale: int = 1
@@ -88,7 +88,7 @@ def generator(out: Path, sizes: Sizes = Sizes()) -> Experiment:
         depth=4,
     )
     return Experiment(
-        task=GeneratorTask(model, tokenizer=str(out / "tokenizer"), condition_dropout=0.1, sampling=Sampling(guidance=2.0)),
+        task=GeneratorTask(model, tokenizer=str(out / "tokenizer"), condition_dropout=0.1, sampling=Sampling(guidance=1.5, temperature=0.6)),
         data=Data(TokenShards(str(out / "tokens"))),
         validation=UNSEEN,
         steps=sizes.generator_steps,

@@ -19,11 +19,11 @@ def experiment() -> Experiment:
             model=GeneratorConfig(
                 layout=TokenLayout(height=4, width=4, codebook_size=1024),
                 condition=TextCondition(vocabulary=128, length=20),
-                block=BlockConfig(width=256, heads=8, mlp=704, qk_norm=True),
+                block=BlockConfig(width=256, heads=4, mlp=704, qk_norm=True),
                 depth=4,
             ),
             tokenizer="runs/shapes_tokenizer",
-            sampling=Sampling(guidance=2.0),
+            sampling=Sampling(guidance=1.5, temperature=0.6),
         ),
         data=Data(Shapes(count=1_000_000)),
         validation=Data(Shapes("test", 1024)),
