@@ -25,9 +25,9 @@ def experiment() -> Experiment:
             model=GeneratorConfig(
                 layout=TokenLayout(height=8, width=8, codebook_size=1024),
                 condition=TextCondition(vocabulary=1024, length=16),
-                block=BlockConfig(width=256, heads=8, mlp=704, qk_norm=True),
+                block=BlockConfig(width=192, heads=3, mlp=512, qk_norm=True),
                 depth=4,
-                dropout=Dropout(token=0.1, residual=0.1, mlp=0.1),
+                dropout=Dropout(residual=0.05, mlp=0.05),
             ),
             tokenizer="runs/emoji_tokenizer",
             sampling=Sampling(guidance=2.0, top_p=0.95),
@@ -35,6 +35,6 @@ def experiment() -> Experiment:
         data=Data(ImageFolder(str(DATA / "train")), size=64),
         validation=Data(ImageFolder(str(DATA / "test")), size=64),
         steps=3000,
-        batch=32,
-        optimizer=Optimizer(Schedule(peak=1e-3, warmup=100, end=0.02), weight_decay=0.1),
+        batch=16,
+        optimizer=Optimizer(Schedule(peak=1.5e-3, warmup=100, end=0.02)),
     )

@@ -20,24 +20,25 @@ DATA = Path(os.environ.get("MMGEN_DATA") or Path(__file__).resolve().parents[3] 
 
 def experiment() -> Experiment:
     network = CNN(
-        channels=64,
-        multipliers=(1, 2),
+        channels=128,
+        multipliers=(1,),
         encoder_blocks=1,
         decoder_blocks=2,
         attention_levels=(),
+        middle_attention=False,
         latent=8,
-        stem=4,
+        stem=8,
         groups=16,
     )
     return Experiment(
         task=TokenizerTask(
             model=VQGAN(network, VQ(size=1024, dim=8), image_size=64, quant_conv=0),
-            losses=TokenizerLosses(l1=1.0, l2=5.0),
+            losses=TokenizerLosses(l2=5.0),
             revive_after=100,
         ),
         data=Data(ImageFolder(str(DATA / "train")), size=64, flip=True),
         validation=Data(ImageFolder(str(DATA / "test")), size=64),
-        steps=3000,
+        steps=2000,
         batch=16,
-        optimizer=Optimizer(Schedule(peak=1e-3, warmup=100, end=0.02), weight_decay=1e-4),
+        optimizer=Optimizer(Schedule(peak=2e-3, warmup=50, end=0.02), weight_decay=1e-4),
     )

@@ -24,7 +24,7 @@ def experiment() -> Experiment:
             model=GeneratorConfig(
                 layout=TokenLayout(height=8, width=8, codebook_size=512),
                 condition=ClassCondition(10),
-                block=BlockConfig(width=192, heads=6, mlp=512, qk_norm=True),
+                block=BlockConfig(width=192, heads=3, mlp=512, qk_norm=True),
                 depth=4,
                 dropout=Dropout(residual=0.05, mlp=0.05),
             ),
@@ -33,7 +33,7 @@ def experiment() -> Experiment:
         ),
         data=Data(TFDS("fashion_mnist", "train", DATA), flip=True),
         validation=Data(TFDS("fashion_mnist", "test", DATA)),
-        steps=2500,
+        steps=1800,
         batch=32,
         optimizer=Optimizer(Schedule(peak=1.5e-3, warmup=100, end=0.02)),
         every_validate=1000,
