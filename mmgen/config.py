@@ -15,6 +15,7 @@ from typing import Any, Literal
 from mmgen_tokenizers.configs import dataclass_members, describe, field_types, from_json, item_types, members, to_json
 from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.families.vqgan import VQGAN
+from mmgen_tokenizers.files import write_json
 from mmgen_tokenizers.losses import TokenizerLosses
 
 from mmgen.model.config import GeneratorConfig, Sampling
@@ -132,8 +133,8 @@ class Experiment:
 
 
 def save(experiment: Experiment, path: str | Path) -> None:
-    """Writes the experiment as JSON."""
-    Path(path).write_text(json.dumps(to_json(experiment), indent=2) + "\n", encoding="utf-8")
+    """Writes the experiment as JSON, whole or not at all."""
+    write_json(path, to_json(experiment))
 
 
 def load(path: str | Path) -> Experiment:

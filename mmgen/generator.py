@@ -1,8 +1,8 @@
 """The object that a user holds: a trained generator with its tokenizer and text model.
 
-    gen = mmgen.load("runs/shapes/generator")
-    out = gen.generate(prompts=["a small red circle above a large blue square"], num=4)
-    out.images    # float32 [4, H, W, 3] in [-1, 1]
+gen = mmgen.load("runs/shapes/generator")
+out = gen.generate(prompts=["a small red circle above a large blue square"], num=4)
+out.images    # float32 [4, H, W, 3] in [-1, 1]
 """
 
 import functools
@@ -93,7 +93,9 @@ class Generator:
         layout = self.config.layout
         shape = (len(tokens), layout.sites, *([layout.groups] if layout.groups > 1 else []))
         if tokens.shape != shape or len(tokens) != _rows(batch):
-            raise UserError(f"tokens have shape {tokens.shape}; {_rows(batch)} conditions and this model need {(_rows(batch), *shape[1:])}")
+            raise UserError(
+                f"tokens have shape {tokens.shape}; {_rows(batch)} conditions and this model need {(_rows(batch), *shape[1:])}"
+            )
         if tokens.min() < 0 or tokens.max() >= layout.codebook_size:
             raise UserError(f"tokens must be in 0 .. {layout.codebook_size - 1}; found {tokens.min()} .. {tokens.max()}")
         return np.asarray(self._forward(self._device_params, {"ids": tokens} | batch))
@@ -146,7 +148,7 @@ class Generator:
         tokens = np.concatenate(
             [self._chunk(piece, index, key, settings, which) for piece, index in self._chunks(batch, first_index)]
         )
-        images = None if self.tokenizer is None else np.asarray(self.tokenizer.decode(tokens))
+        images = None if self.tokenizer is None else np.asarray(self.tokenizer.decode(tokens, self.config.layout))
         return Output(tokens, images, plan.times)
 
     def _chunks(self, batch: dict, first_index: int) -> Iterator[tuple[dict, np.ndarray]]:
@@ -207,14 +209,18 @@ class Generator:
             return {"label": self._labels(labels, null_allowed)}
         if prompts is not None:
             prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+            if not prompts:
+                raise UserError("prompts is empty: pass at least one")
             if self.text is None:
-                raise UserError("this generator has no text model (text.model) to read prompts with: export it again from its run")
+                raise UserError(
+                    "this generator has no text model (text.model) to read prompts with: export it again from its run"
+                )
             ids, valid = self.text.encode(prompts, self.config.condition.length)
             return {"prompt": np.asarray(ids, np.int32), "prompt_valid": np.asarray(valid, bool)}
         return self._features(np.asarray(features, np.float32), features_mask)
 
     def _labels(self, labels, null_allowed: bool) -> Int[np.ndarray, "b"]:
-        labels = [labels] if isinstance(labels, (str, int, np.integer)) else list(np.asarray(labels).reshape(-1))
+        labels = [labels] if isinstance(labels, str | int | np.integer) else list(labels)
         known = self.labels or ()
         for label in labels:
             if isinstance(label, str) and label not in known:
@@ -230,8 +236,8 @@ class Generator:
         mask = np.ones(features.shape[:2], bool) if mask is None else np.asarray(mask).astype(bool)
         if features.shape[1:] != (c.length, c.width) or mask.shape != features.shape[:2]:
             raise UserError(
-                f"features {features.shape} with a mask {mask.shape} do not fit: this generator needs [B, {c.length}, {c.width}] "
-                f"and [B, {c.length}], shorter captions padded on the left"
+                f"features {features.shape} with a mask {mask.shape} do not fit: this generator needs "
+                f"[B, {c.length}, {c.width}] and [B, {c.length}], shorter captions padded on the left"
             )
         return {"features": features, "features_valid": mask, "null": np.zeros(len(features), bool)}
 
@@ -259,6 +265,8 @@ class Generator:
             self.tokenizer.save(folder / "tokenizer")
         elif (folder / "tokenizer").exists():
             shutil.rmtree(folder / "tokenizer")
+        if self.text is None:
+            (folder / "text.model").unlink(missing_ok=True)
         write_json(folder / "config.json", {"format": FORMAT, "family": "generator", **to_json(exported)})
 
 
@@ -294,4 +302,6 @@ def _check_shapes(c: GeneratorConfig, params: dict, folder: Path) -> None:
         found, need = (tree[path].shape if path in tree else None for tree in (flat, wanted))
         if found != need:
             name = ".".join(key.key for key in path)
-            raise UserError(f"{name} is {found or 'absent'} in {folder}/model.safetensors, but config.json needs {need or 'none'}")
+            raise UserError(
+                f"{name} is {found or 'absent'} in {folder}/model.safetensors, but config.json needs {need or 'none'}"
+            )

@@ -14,7 +14,7 @@ from mmgen_tokenizers.layout import TokenLayout
 from mmgen_tokenizers.losses import TokenizerLosses
 from mmgen_tokenizers.networks.cnn import CNN
 from mmgen_tokenizers.quantizers.vq import VQ
-from mmgen_tokenizers.shards import is_shards
+from mmgen_tokenizers.shards import MANIFEST
 
 from mmgen import generator as generators
 from mmgen.config import Data, Experiment, GeneratorTask, Optimizer, Schedule, Shapes, TokenizerTask, TokenShards
@@ -30,7 +30,7 @@ CODES = 1024
 TARGETS = evaluation.TARGETS | {"seconds": 15 * 60.0}
 ABOUT = (
     "A tokenizer that turns a picture into 16 integers, and a transformer that predicts them from a caption, both trained "
-    "by this machine on scenes drawn on the fly. All pictures and prompts below are of combinations that training never showed."
+    "by this machine on scenes drawn on the fly. No prompt below says what a caption of the training said."
 )
 
 
@@ -38,7 +38,7 @@ ABOUT = (
 class Sizes:
     """How much is done. `scale` thins the networks."""
 
-    tokenizer_steps: int = 800
+    tokenizer_steps: int = 1100
     generator_steps: int = 1500
     pictures: int = 50_000  # tokenized
     prompts: int = 256
@@ -88,7 +88,9 @@ def generator(out: Path, sizes: Sizes = Sizes()) -> Experiment:
         depth=4,
     )
     return Experiment(
-        task=GeneratorTask(model, tokenizer=str(out / "tokenizer"), condition_dropout=0.1, sampling=Sampling(guidance=1.5, temperature=0.6)),
+        task=GeneratorTask(
+            model, tokenizer=str(out / "tokenizer"), condition_dropout=0.1, sampling=Sampling(guidance=1.5, temperature=0.6)
+        ),
         data=Data(TokenShards(str(out / "tokens"))),
         validation=UNSEEN,
         steps=sizes.generator_steps,
@@ -105,7 +107,7 @@ def run(out: str | Path, sizes: Sizes = Sizes()) -> dict[str, float | int]:
     print("1/4  training the tokenizer: pictures <-> 16 integers")
     clock.note("tokenizer", train(tokenizer(sizes), out / "tokenizer").metrics["seconds"])
     print("2/4  turning pictures into tokens")
-    if not is_shards(out / "tokens"):
+    if not (out / "tokens" / MANIFEST).is_file():  # written last
         tokenize(out / "tokenizer", "shapes", out / "tokens", count=sizes.pictures)
         clock.note("tokens")
     print("3/4  training the generator: caption -> integers")

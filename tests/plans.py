@@ -129,4 +129,6 @@ def randomized(params: dict, seed: int = 0) -> dict:
     """Weights large enough that every part of the model matters (a fresh head is zero)."""
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return tree.unflatten([0.4 * jax.random.normal(k, p.shape) + (p.ndim <= 2 and p.std() == 0) for k, p in zip(keys, leaves)])
+    return tree.unflatten(
+        [0.4 * jax.random.normal(k, p.shape) + (p.ndim <= 2 and p.std() == 0) for k, p in zip(keys, leaves, strict=True)]
+    )

@@ -1,11 +1,12 @@
 """The plan-driven decode loop: slots in time order over a static cache, sites sampled as their time comes.
 
-Slots are laid out in time order, so the slots of a step are a window [first, first + width). Steps of nearly equal width share one
-loop; where a window is wider than its step, the slots behind it are computed too early, are seen by nobody, and are overwritten
-when their own time comes.
+Slots are laid out in time order, so the slots of a step are a window [first, first + width). Steps of nearly equal width share
+one loop; where a window is wider than its step, the slots behind it are computed too early, are seen by nobody, and are
+overwritten when their own time comes.
 """
 
 import functools
+import operator
 from typing import NamedTuple
 
 import jax
@@ -87,7 +88,7 @@ def decode_params(c: GeneratorConfig, params: dict, dtype: jnp.dtype) -> dict:
     @jax.jit
     def convert(params):
         params = jax.tree.map(lambda p: p.astype(dtype), params)
-        layers = tuple(fuse(jax.tree.map(lambda p: p[i], params["blocks"])) for i in range(c.layers))
+        layers = tuple(fuse(jax.tree.map(operator.itemgetter(i), params["blocks"])) for i in range(c.layers))
         return {"ends": params["ends"], "layers": layers}
 
     return convert(params)
@@ -113,7 +114,15 @@ class Autoregressive:
         return Carry(tokens, empty_cache(self.config, rows, self.room, self.dtype), valid, index)
 
     def advance(
-        self, params: dict, carry: Carry, batch: dict, key: PRNGKeyArray, settings: Settings, which: Filter, first: int, last: int
+        self,
+        params: dict,
+        carry: Carry,
+        batch: dict,
+        key: PRNGKeyArray,
+        settings: Settings,
+        which: Filter,
+        first: int,
+        last: int,
     ) -> Carry:
         """Times first .. last - 1, for tracing inside one jitted program."""
         for segment in self.segments:

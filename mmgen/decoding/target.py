@@ -1,7 +1,7 @@
 """The one definition of the distribution that is sampled from, of its guidance schedules, and of the noise.
 
-Guidance, then temperature, then top-k, then top-p, in float32. The noise is a pure function of (seed, sample index, site), so that
-any exact decoder gives the same tokens, whatever the batch around them (research: Gumbel coupling, arXiv 2002.09928).
+Guidance, then temperature, then top-k, then top-p, in float32. The noise is a pure function of (seed, sample index, site), so
+that any exact decoder gives the same tokens, whatever the batch around them (research: Gumbel coupling, arXiv 2002.09928).
 """
 
 from dataclasses import dataclass
@@ -36,8 +36,8 @@ def target(
 ) -> Float[Array, "*e v"]:
     """Log-probabilities up to a constant, -inf where filtered.
 
-    Guidance g means unconditional + g (conditional - unconditional) (arXiv 2207.12598). Ties at the k-th place are kept. Top-p keeps
-    every token before which less than p of the mass stands, hence always the first.
+    Guidance g means unconditional + g (conditional - unconditional) (arXiv 2207.12598). Ties at the k-th place are kept. Top-p
+    keeps every token before which less than p of the mass stands, hence always the first.
     """
     z = conditional.astype(jnp.float32)
     if which.guided:
@@ -50,7 +50,7 @@ def target(
     best = jax.lax.top_k(z, k)[0] if k < z.shape[-1] else jnp.sort(z, axis=-1, descending=True)
     lowest = best[..., -1:]
     if which.nucleus:
-        mass = jax.nn.softmax(jnp.where(best >= lowest, best, -jnp.inf), axis=-1)
+        mass = jax.nn.softmax(best, axis=-1)
         kept = jnp.cumsum(mass, axis=-1) - mass < top_p
         lowest = jnp.min(jnp.where(kept, best, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(z >= lowest, z, -jnp.inf)
@@ -59,7 +59,8 @@ def target(
 def noise(key: PRNGKeyArray, index: Int[Array, "b"], site: Int[Array, "e"], shape: tuple[int, ...]) -> Float[Array, "b e ..."]:
     """Standard Gumbel noise of `shape` for each sample index and site.
 
-    mode="high": the default's 23-bit uniforms cannot reach the tail that large vocabularies hold (documented in jax.random.gumbel).
+    mode="high": the default's 23-bit uniforms cannot reach the tail that large vocabularies hold (documented in
+    jax.random.gumbel).
     """
 
     def one(i, n):
@@ -80,7 +81,8 @@ def guidance_schedule(schedule: str | tuple[str, float], scale: float, times: in
     if name == "power_cosine" and power is not None:
         return (1 + (scale - 1) * (1 - np.cos(np.pi * (t / times) ** float(power))) / 2).astype(np.float32)
     raise UserError(
-        f"guidance schedule {schedule!r} is not one of 'constant', 'linear', ('power_cosine', power).{nearest(str(name), SCHEDULES)}"
+        f"guidance schedule {schedule!r} is not one of 'constant', 'linear', ('power_cosine', power)."
+        f"{nearest(str(name), SCHEDULES)}"
     )
 
 

@@ -71,14 +71,14 @@ class BlockConfig:
         rotated = 4 if self.position == "rope_2d" else 2
         if self.width % self.heads or self.heads % groups or self.head_dim % rotated:
             raise ValueError(
-                f"width {self.width} with {self.heads} heads and {groups} key-value heads does not divide evenly: width must be a "
-                f"multiple of heads, heads of kv_heads, and width / heads of {rotated} for {self.position}"
+                f"width {self.width} with {self.heads} heads and {groups} key-value heads does not divide evenly: width must "
+                f"be a multiple of heads, heads of kv_heads, and width / heads of {rotated} for {self.position}"
             )
 
 
 @dataclass(frozen=True)
 class Dropout:
-    """Rates while training: token embeddings, the output of attention and MLP, and whole layers (drop path, rising with depth)."""
+    """Rates while training: token embeddings, the outputs of attention and MLP, whole layers (drop path, rising with depth)."""
 
     token: float = 0.0
     residual: float = 0.0

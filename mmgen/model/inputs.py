@@ -37,8 +37,9 @@ class Shift(nnx.Module):
     def __call__(self, tokens: Int[Array, "b n ..."], slots: Slots) -> Float[Array, "b f d"]:
         tokens = tokens.reshape(*tokens.shape[:2], -1)
         source = jnp.broadcast_to(slots.source, (len(tokens), slots.source.shape[1]))
-        known = jnp.take_along_axis(tokens, source[:, :, None], axis=1)  # [B, F, G]
-        return sum(self.table[...][g][known[:, :, g]] for g in range(known.shape[2]))
+        known = jnp.take_along_axis(tokens, jnp.maximum(source, 0)[:, :, None], axis=1)  # [B, F, G]
+        x = sum(self.table[...][g][known[:, :, g]] for g in range(known.shape[2]))
+        return jnp.where((source >= 0)[:, :, None], x, 0)
 
 
 def input_rule(c: GeneratorConfig, rngs: nnx.Rngs) -> nnx.Module:

@@ -15,7 +15,9 @@ def empty_cache(c: GeneratorConfig, rows: int, slots: int, dtype: jnp.dtype) -> 
     return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(c.layers))
 
 
-def write(layer: tuple[Array, Array], k: Float[Array, "r f g k"], v: Float[Array, "r f g k"], start: Array) -> tuple[Array, Array]:
+def write(
+    layer: tuple[Array, Array], k: Float[Array, "r f g k"], v: Float[Array, "r f g k"], start: Array
+) -> tuple[Array, Array]:
     """Slots start .. start + F of one layer. The buffers must have room: XLA would clamp a start that is too large."""
     return tuple(
         jax.lax.dynamic_update_slice(buffer, new.transpose(0, 2, 1, 3).astype(buffer.dtype), (0, 0, start, 0))

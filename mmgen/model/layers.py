@@ -13,15 +13,17 @@ from mmgen.model.positions import rotate
 STANDARD_DEVIATION = 0.02  # of every initial weight (LlamaGen, arXiv 2406.06525)
 
 
-def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], scale: float = STANDARD_DEVIATION) -> nnx.Param:
+def weight(
+    rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], scale: float = STANDARD_DEVIATION
+) -> nnx.Param:
     """A parameter with logical axis names, which `parallel/` maps to a mesh; a zero scale needs no random numbers."""
     value = jax.random.normal(rngs.params(), shape) * scale if scale else jnp.zeros(shape)
     return nnx.Param(value, axes=axes)
 
 
 def product(x: Float[Array, "b s d"], w: nnx.Param | Array) -> Float[Array, "b s f"]:
-    """x times a matrix. Rows are flattened on a CPU: XLA transposes the gradient of a three-dimensional product, at a third of a
-    training step's time; elsewhere batch and slots stay apart, because they may lie on different axes of the mesh."""
+    """x times a matrix. Rows are flattened on a CPU: XLA transposes the gradient of a three-dimensional product, at a third of
+    a training step's time; elsewhere batch and slots stay apart, because they may lie on different axes of the mesh."""
     w = w[...].astype(x.dtype)
     if jax.default_backend() != "cpu":
         return x @ w
@@ -45,7 +47,7 @@ class Block(nnx.Module):
     """x + attention(norm(x)), then x + SwiGLU(norm(x)) (arXiv 2002.05202). Biases nowhere."""
 
     def __init__(self, c: BlockConfig, rngs: nnx.Rngs):
-        D, H, G, K, F = c.width, c.heads, c.kv_heads or c.heads, c.head_dim, c.mlp
+        D, H, K, F = c.width, c.heads, c.head_dim, c.mlp
         self.config = c
         self.norm_attention = RMSNorm(D, ("embed",), c.norm_eps)
         self.project(c, rngs)

@@ -19,7 +19,8 @@ def rotary_angles(block: BlockConfig, position: Int[Array, "*b s p"]) -> Float[A
 
 
 def rotate(x_BSHK: Float[Array, "b s h k"], angles: Float[Array, "#b s 2 k_half"]) -> Float[Array, "b s h k"]:
-    """Rotate the pairs (x[i], x[i + K/2]): half-split, because interleaved pairs are slow to gather. Converters permute weights."""
+    """Rotate the pairs (x[i], x[i + K/2]): half-split, because interleaved pairs are slow to gather. Converters permute
+    weights."""
     cos, sin = angles[..., None, 0, :], angles[..., None, 1, :]
     a, b = jnp.split(x_BSHK.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x_BSHK.dtype)

@@ -1,11 +1,12 @@
 """The decoder-only transformer. It knows slots, times and heads; which system it is, the plan and the configuration say.
 
 Parameters are a plain dict {"ends": condition, input rule, heads; "blocks": the layers, stacked on axis 0}.
-A batch is a dict: "ids" int32 [B, N(, G)] and one of "label" int32 [B] | "prompt" int32 [B, C] with "prompt_valid" bool [B, C] |
-"features" float32 [B, C, F] with "features_valid" bool [B, C].
+A batch is a dict: "ids" int32 [B, N(, G)] and one of "label" int32 [B] | "prompt" int32 [B, C] with "prompt_valid" bool [B, C]
+| "features" float32 [B, C, F] with "features_valid" bool [B, C].
 """
 
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -138,10 +139,10 @@ def forward(
         return layer_of(c, p)(x, angles, lambda q, k, v: attend(q, k, v, mask), **drops), None
 
     layer = jax.checkpoint(layer) if c.remat else layer
-    path = c.dropout.path * np.arange(c.layers) / max(1, c.layers - 1)
+    path = jnp.asarray(c.dropout.path * np.arange(c.layers) / max(1, c.layers - 1), jnp.float32)
     states, start = [], 0
     for tap in c.taps:
-        piece = jax.tree.map(lambda a: a[start:tap], (params["blocks"], keys[:-1], jnp.asarray(path, jnp.float32)))
+        piece = jax.tree.map(operator.itemgetter(slice(start, tap)), (params["blocks"], keys[:-1], path))
         x = _through(layer, x, piece)
         states.append(x)
         start = tap
@@ -166,7 +167,7 @@ def _through(layer, x: Array, stacked) -> Array:
     if jax.default_backend() != "cpu":
         return jax.lax.scan(layer, x, stacked)[0]
     for i in range(len(jax.tree.leaves(stacked)[0])):
-        x, _ = layer(x, jax.tree.map(lambda a: a[i], stacked))
+        x, _ = layer(x, jax.tree.map(operator.itemgetter(i), stacked))
     return x
 
 

@@ -1,7 +1,7 @@
 """Next-token prediction in raster order: LlamaGen (arXiv 2406.06525), Parti (2206.10789), Chameleon (2405.09818).
 
-    slots   c0 .. cC-1  x0  x1  x2 ..        each slot reads itself and what stands before it
-    sites           x0  x1  x2  x3 ..        each slot predicts the next token
+slots   c0 .. cC-1  x0  x1  x2 ..        each slot reads itself and what stands before it
+sites           x0  x1  x2  x3 ..        each slot predicts the next token
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from mmgen.plan.plan import COLUMN, CONDITION, CONTENT, INDEX, NOWHERE, POSITION
 
 @dataclass(frozen=True)
 class NextToken:
-    """`positions` says where the condition stands for the rotary code: "diagonal": condition slot i stands at row = column = i and
-    the picture's grid begins behind it, so that the order of words matters; or "none" as in LlamaGen, whose condition has no
-    place: its queries and keys are zero vectors, so that all of it is read alike.
+    """`positions` says where the condition stands for the rotary code: "diagonal": condition slot i stands at row = column = i
+    and the picture's grid begins behind it, so that the order of words matters; or "none" as in LlamaGen, whose condition has
+    no place: its queries and keys are zero vectors, so that all of it is read alike.
     """
 
     positions: Literal["diagonal", "none"] = "diagonal"

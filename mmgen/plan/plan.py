@@ -1,8 +1,8 @@
 """What is predicted when, and from what: integer arrays over slots and sites (DESIGN section 2). Host side, no parameters.
 
-A *slot* is one position that the transformer computes; a *site* is what is predicted at once. Time runs over 0 .. T-1: at time t
-the slots with reads == t are computed and the sites with site_time == t are sampled from them. Slots with negative times are the
-condition's; they and those of time 0 are computed together, before anything has been sampled.
+A *slot* is one position that the transformer computes; a *site* is what is predicted at once. Time runs over 0 .. T-1: at time
+t the slots with reads == t are computed and the sites with site_time == t are sampled from them. Slots with negative times are
+the condition's; they and those of time 0 are computed together, before anything has been sampled.
 """
 
 from dataclasses import dataclass

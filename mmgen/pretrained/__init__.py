@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mmgen_tokenizers.errors import UserError, nearest
-from mmgen_tokenizers.files import read_checkpoint, save_arrays
+from mmgen_tokenizers.files import read_checkpoint, save_arrays, unflatten
 
 from mmgen.pretrained import llamagen
 
@@ -43,4 +43,4 @@ def export(generator, out: str | Path, format: str) -> None:
     """Write a generator's weights under a reference's own names, as one safetensors file in the folder `out`."""
     if format not in FORMATS:
         raise UserError(f"there is no export format {format!r}; known: {', '.join(FORMATS)}.{nearest(format, FORMATS)}")
-    save_arrays(out, FORMATS[format].to_reference(generator.config, generator.params), stem="model")
+    save_arrays(out, unflatten(FORMATS[format].to_reference(generator.config, generator.params)))

@@ -1,7 +1,8 @@
 """LlamaGen's GPT (arXiv 2406.06525), class-conditional and text-conditional: family `llamagen-gpt`.
 
 `config` takes LlamaGen's own keys; what the weights show need not be given. Read: block_size (256 tokens unless given: 16 x 16;
-the 384-pixel models have 576), n_head, n_kv_head, norm_eps, rope_base, and the sizes below, which are checked against the weights.
+the 384-pixel models have 576), n_head, n_kv_head, norm_eps, rope_base, and the sizes below, which are checked against the
+weights.
 """
 
 import math
@@ -52,9 +53,11 @@ SIZES = {
 USED = ("block_size", "n_head", "n_kv_head", "norm_eps", "rope_base")
 SHOWN = {"dim": "width", "n_layer": "depth", "vocab_size": "codebook size", "num_classes": "classes",
          "cls_token_num": "condition slots", "caption_dim": "feature width", "ffn_hidden": "MLP width"}  # fmt: skip
-IGNORED = ("model_type", "multiple_of", "head_dim", "uncond_tokens", "ffn_dim_multiplier", "initializer_range", "token_dropout_p",
-           "attn_dropout_p", "resid_dropout_p", "ffn_dropout_p", "drop_path_rate", "class_dropout_prob", "max_batch_size",
-           "max_seq_len")  # fmt: skip
+IGNORED = (
+    "model_type", "multiple_of", "head_dim", "uncond_tokens", "ffn_dim_multiplier", "initializer_range", "token_dropout_p",
+    "attn_dropout_p", "resid_dropout_p", "ffn_dropout_p", "drop_path_rate", "class_dropout_prob", "max_batch_size",
+    "max_seq_len",
+)  # fmt: skip
 
 
 def preset(
@@ -158,8 +161,25 @@ def from_reference(c: GeneratorConfig, state: dict[str, np.ndarray]) -> dict:
 
 
 def to_reference(c: GeneratorConfig, params: dict, xp=np) -> dict[str, np.ndarray]:
-    """Our parameters -> LlamaGen's tensors, flat: the inverse of `from_reference`, bit for bit."""
+    """Our parameters -> LlamaGen's tensors, flat: the inverse of `from_reference`, bit for bit.
+
+    Raises UserError for a model that LlamaGen's code could not compute.
+    """
+    _refuse_differences(c)
     return rename(flatten(_unstacked(c, params, xp)), ROWS, None, back=True)
+
+
+def _refuse_differences(c: GeneratorConfig) -> None:
+    differences = {
+        'plan.positions is not "none"': c.plan != NextToken("none"),
+        "the layout is not a square grid of single tokens": c.layout.groups > 1 or c.layout.height != c.layout.width,
+        "qk_norm": c.block.qk_norm,
+        "rope_1d": c.block.position != "rope_2d",
+        "a text condition of its own": not isinstance(c.condition, ClassCondition | FeatureCondition),
+    }
+    found = [name for name, is_so in differences.items() if is_so]
+    if found:
+        raise UserError(f"LlamaGen's code has no model like this one ({', '.join(found)}): export it without --format")
 
 
 def _unstacked(c: GeneratorConfig, params: dict, xp) -> dict:
@@ -217,5 +237,6 @@ def _stacked(c: GeneratorConfig, flat: dict) -> dict:
 
 
 def _half_split(size: int) -> np.ndarray:
-    """Where our rotary code's position i of a head stands in LlamaGen's interleaved order: pairs (2i, 2i + 1) -> (i, i + K/2)."""
+    """Where our rotary code's position i of a head stands in LlamaGen's interleaved order: pairs (2i, 2i + 1) -> (i, i +
+    K/2)."""
     return np.concatenate([np.arange(0, size, 2), np.arange(1, size, 2)])

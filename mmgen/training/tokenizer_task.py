@@ -79,7 +79,7 @@ class TokenizerTraining:
             metrics |= critic_metrics
         extra = {**extra, "usage": vq.update_usage(extra["usage"], forward.ids)}
         if "candidates" in extra:
-            extra["candidates"] = _sample(forward.latents, self.config.quantizer.size, key)
+            extra["candidates"] = _some(forward.latents, self.config.quantizer.size)
         return grads, extra, metrics | vq.usage_metrics(extra["usage"])
 
     def _critic(self, params: Tree) -> Callable | None:
@@ -157,7 +157,7 @@ def _decayed(model: Tree) -> Tree:
     return {**has_matrix_axes(model), "quantizer": jax.tree.map(lambda _: False, model["quantizer"])}
 
 
-def _sample(latents: jax.Array, count: int, key: jax.Array) -> jax.Array:
-    """`count` latents of a batch [B, h, w, C], drawn with replacement: float32 [count, C]."""
+def _some(latents: jax.Array, count: int) -> jax.Array:
+    """`count` latents of a batch [B, h, w, C], in turn: float32 [count, C]."""
     rows = latents.reshape(-1, latents.shape[-1]).astype(jnp.float32)
-    return rows[jax.random.randint(key, (count,), 0, len(rows))]
+    return rows[jnp.arange(count) % len(rows)]

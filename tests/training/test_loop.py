@@ -167,7 +167,8 @@ def test_sigterm_saves_and_exits(tmp_path, reference):
 
 def start_process(folder: Path, steps: int, pause: float) -> subprocess.Popen:
     script = Path(__file__).parent / "regression.py"
-    return subprocess.Popen([sys.executable, script, folder, str(steps), str(pause)], stderr=subprocess.DEVNULL)
+    with (folder / "stderr").open("w") as errors:
+        return subprocess.Popen([sys.executable, script, folder, str(steps), str(pause)], stderr=errors)
 
 
 def test_killed_at_any_moment_continues_from_the_last_complete_checkpoint(tmp_path):
@@ -175,6 +176,7 @@ def test_killed_at_any_moment_continues_from_the_last_complete_checkpoint(tmp_pa
     try:
         deadline = time.monotonic() + 60
         while len(losses(tmp_path)) < 40 and time.monotonic() < deadline:
+            assert process.poll() is None, (tmp_path / "stderr").read_text()
             time.sleep(0.05)
         time.sleep(np.random.default_rng().uniform(0, 0.3))
     finally:

@@ -6,7 +6,8 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """A grid of `height` x `width` sites in raster order, each one of `codebook_size` codes (or `groups` of them, [B, N, G])."""
+    """A grid of `height` x `width` sites in raster order, each one of `codebook_size` codes (or `groups` of them, [B, N,
+    G])."""
 
     kind: Literal["grid"] = "grid"
     height: int = 16

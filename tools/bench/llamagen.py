@@ -2,10 +2,10 @@
 
     python tools/bench/llamagen.py --peer PATH/TO/LlamaGen --out tools/bench/results/llamagen_cpu.json
 
-PATH is a checkout of the public repository; torch must be importable. Without --peer only mmgen is measured. Weights are random:
-what is measured is time. Sampling: 256 tokens with guidance 2, the best of `--repeats` after a warm-up that compiles, in tokens a
-second over the batch. Training: forward, backward and AdamW, no dropout. Both in float32 on a CPU, bfloat16 elsewhere; the rate of
-one large matrix product, measured in the same run, says what the machine could give.
+PATH is a checkout of the public repository; torch must be importable. Without --peer only mmgen is measured. Weights are
+random: what is measured is time. Sampling: 256 tokens with guidance 2, the best of `--repeats` after a warm-up that compiles,
+in tokens a second over the batch. Training: forward, backward and AdamW, no dropout. Both in float32 on a CPU, bfloat16
+elsewhere; the rate of one large matrix product, measured in the same run, says what the machine could give.
 """
 
 import argparse
@@ -82,7 +82,13 @@ def peer_model(path: str, size: str):
     from autoregressive.models.gpt import GPT_models
 
     torch.manual_seed(0)
-    options = {"attn_dropout_p": 0.0, "resid_dropout_p": 0.0, "ffn_dropout_p": 0.0, "token_dropout_p": 0.0, "class_dropout_prob": 0.0}
+    options = {
+        "attn_dropout_p": 0.0,
+        "resid_dropout_p": 0.0,
+        "ffn_dropout_p": 0.0,
+        "token_dropout_p": 0.0,
+        "class_dropout_prob": 0.0,
+    }
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = GPT_models[size](vocab_size=16384, block_size=TOKENS, num_classes=1000, cls_token_num=1, **options)
     return model.to(device, torch.bfloat16 if device == "cuda" else torch.float32), device
@@ -98,7 +104,17 @@ def peer_sampling(path: str, size: str, batch: int, repeats: int) -> float:
 
     def run():
         with contextlib.redirect_stderr(io.StringIO()):
-            generate(model, labels, TOKENS, cfg_scale=GUIDANCE, cfg_interval=-1, temperature=1.0, top_k=0, top_p=1.0, sample_logits=True)
+            generate(
+                model,
+                labels,
+                TOKENS,
+                cfg_scale=GUIDANCE,
+                cfg_interval=-1,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                sample_logits=True,
+            )
         if device == "cuda":
             torch.cuda.synchronize()
 
@@ -111,7 +127,10 @@ def peer_training(path: str, size: str, batch: int, repeats: int) -> float:
     model, device = peer_model(path, size)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
-    ids, labels = torch.zeros(batch, TOKENS, dtype=torch.long, device=device), torch.zeros(batch, dtype=torch.long, device=device)
+    ids, labels = (
+        torch.zeros(batch, TOKENS, dtype=torch.long, device=device),
+        torch.zeros(batch, dtype=torch.long, device=device),
+    )
 
     def run():
         _, loss = model(cond_idx=labels, idx=ids[:, :-1], targets=ids)
@@ -147,7 +166,9 @@ def main() -> None:
     if peer:
         figures[f"train_{arguments.train_batch}_peer"] = peer_training(peer, arguments.size, arguments.train_batch, repeats)
     figures["matmul_gflops_after"] = matmul_rate()
-    weights = sum(p.size for p in jax.tree.leaves(jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))["blocks"]))
+    weights = sum(
+        p.size for p in jax.tree.leaves(jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))["blocks"])
+    )
     weights += config.block.width * config.layout.codebook_size  # the head; embeddings are looked up, not multiplied
     figures["train_mmgen_gflops"] = 6 * weights * ours / 1e9
     report = {
