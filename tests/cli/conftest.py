@@ -10,7 +10,7 @@ from mmgen_tokenizers.families import vqgan
 from mmgen.data.text import TextTokenizer
 from mmgen.generator import Generator
 from mmgen.model import transformer
-from mmgen.model.config import BlockConfig, ClassCondition, GeneratorConfig, Sampling, TextCondition
+from mmgen.model.config import BlockConfig, ClassCondition, GeneratorConfig, NextToken, Sampling, TextCondition
 
 LABELS = ("cat", "dog", "eel")
 VOCABULARY = 32
@@ -29,7 +29,9 @@ def tokenizer() -> mt.Tokenizer:
 
 
 def generator(tokenizer: mt.Tokenizer, condition: ClassCondition | TextCondition, **more) -> Generator:
-    config = GeneratorConfig(layout=tokenizer.layout, condition=condition, block=BlockConfig(width=8, heads=1, mlp=8), depth=1)
+    plan = NextToken("none" if isinstance(condition, ClassCondition) else "diagonal")  # LlamaGen knows no other for classes
+    block = BlockConfig(width=8, heads=1, mlp=8)
+    config = GeneratorConfig(plan=plan, layout=tokenizer.layout, condition=condition, block=block, depth=1)
     fresh = transformer.init(config, jax.random.key(1))  # whose head gives every token the same logit
     params = jax.tree.map(lambda p: jax.random.normal(jax.random.key(p.size), p.shape), fresh)
     return Generator(config, params, tokenizer, **more)
