@@ -5,7 +5,7 @@
     python experiments/emoji/evaluate.py runs/emoji_generator
 
 tokenizer.py says which folder, and how to name your own. 1,731 pictures are few: the model learns them by heart, and a test
-prompt gives what its words look like elsewhere. Result (2 CPU cores): TO BE MEASURED
+prompt gives what its words look like elsewhere. Result: not measured yet
 """
 
 import os

@@ -4,7 +4,7 @@
     mmgen train experiments/fashion_mnist/generator.py
     python experiments/fashion_mnist/evaluate.py runs/fashion_mnist_generator
 
-tokenizer.py says where the data set must lie. Result (2 CPU cores): TO BE MEASURED
+tokenizer.py says where the data set must lie. Result: not measured yet
 """
 
 import os

@@ -4,7 +4,7 @@
     mmgen train experiments/shapes/generator.py
     python experiments/shapes/evaluate.py runs/shapes_generator
 
-Result (2 CPU cores): TO BE MEASURED
+Result: not measured yet
 """
 
 from mmgen_tokenizers import TokenLayout
