@@ -41,7 +41,6 @@ _SPLITS = ("train", "test")
 _TEST_SHARE = 10  # one combination in this many is kept for the test split
 _SHARES = (20, 45, 35)  # percent of the scenes with one, two, three objects
 _BACKGROUND = np.array((248, 247, 244))
-_TINT = 8  # the background is darkened by up to this much in each channel
 
 # ---------------------------------------------------------------------------------------------------- what a caption says
 
@@ -172,7 +171,6 @@ class Object:
 class Scene:
     objects: tuple[Object, ...]
     caption: str
-    tint: tuple[int, int, int] = (0, 0, 0)  # how much darker the background is than the lightest one
 
 
 class _Choices:
@@ -200,7 +198,6 @@ def scene(index: int, split: str = "train") -> Scene:
             for thing, cell in zip(said.things, cells[choose.below(len(cells))], strict=True)
         ),
         wordings(said)[choose.below(2)],
-        (choose.below(_TINT + 1), choose.below(_TINT + 1), choose.below(_TINT + 1)),
     )
 
 
@@ -254,13 +251,12 @@ def draw(scene: Scene, size: int = 32) -> UInt8[np.ndarray, "size size 3"]:
     if size not in (32, 64):
         raise UserError(f"shapes draws pictures of 32 or 64 pixels, not {size}: set size to one of them.")
     half = size // 2
-    background = _BACKGROUND - scene.tint
     picture = np.empty((size, size, 3), np.uint8)
-    picture[:] = background
+    picture[:] = _BACKGROUND
     for item in scene.objects:
         row, column = divmod(item.cell, 2)
         cover = _cover(item.thing.shape, item.thing.size, item.moved, half)[..., None]
-        cell = background + cover * (np.asarray(COLOURS[item.thing.colour]) - background)
+        cell = _BACKGROUND + cover * (np.asarray(COLOURS[item.thing.colour]) - _BACKGROUND)
         picture[row * half : (row + 1) * half, column * half : (column + 1) * half] = np.rint(cell)
     return picture
 

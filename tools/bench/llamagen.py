@@ -160,8 +160,7 @@ def main() -> None:
         figures[f"sample_{batch}_mmgen"] = our_sampling(config, batch, repeats)
         print(json.dumps(figures), flush=True)
         if peer:
-            peer_model(peer, arguments.size)
-            figures[f"sample_{batch}_peer"] = peer_sampling(peer, arguments.size, batch, 1)
+            figures[f"sample_{batch}_peer"] = peer_sampling(peer, arguments.size, batch, repeats)
     figures[f"train_{arguments.train_batch}_mmgen"] = ours = our_training(config, arguments.train_batch, repeats)
     if peer:
         figures[f"train_{arguments.train_batch}_peer"] = peer_training(peer, arguments.size, arguments.train_batch, repeats)
