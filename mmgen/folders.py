@@ -1,6 +1,7 @@
 """What a folder holds, in words; written elsewhere; made from a published checkpoint. Generators and tokenizers alike."""
 
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,18 @@ def is_generator(config: dict[str, Any]) -> bool:
     return config.get("family") == "generator"
 
 
-def export(folder: str | Path, out: str | Path, format: str | None = None) -> str:
+def export(folder: str | Path, out: str | Path, format: str | None = None, checkpoint: str | None = None) -> str:
     """Writes the model in a folder to `out`, in our form or under the names of a published `format`; returns what was done.
 
-    Raises UserError for an unknown format and for a model that the format cannot express.
+    `checkpoint` ("best", "last" or a step) takes one of a run's checkpoints. Raises UserError for an unknown format, for a
+    model that the format cannot express, and where there is no such checkpoint.
     """
+    if checkpoint is not None:
+        from mmgen.training.loop import export as export_checkpoint
+
+        with tempfile.TemporaryDirectory() as scratch:
+            step = export_checkpoint(folder, scratch, int(checkpoint) if checkpoint.isdigit() else checkpoint)
+            return f"{export(scratch, out, format)}, of step {step}"
     place, config = find(folder)
     if is_generator(config):
         from mmgen import pretrained
