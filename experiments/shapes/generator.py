@@ -27,7 +27,7 @@ def experiment() -> Experiment:
         ),
         data=Data(Shapes(count=1_000_000)),
         validation=Data(Shapes("test", 1024)),
-        steps=4500,
+        steps=3000,
         batch=64,
         optimizer=Optimizer(Schedule(peak=1.5e-3, warmup=200, end=0.02)),
     )
