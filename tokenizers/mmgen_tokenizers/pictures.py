@@ -1,7 +1,7 @@
 """Pictures: files of every kind -> uint8 [H, W, 3], squares for training, grids and PNG files of results."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -116,6 +116,17 @@ def as_rgb(array: np.ndarray) -> Picture:
     if array.shape[-1] == 1:
         return np.repeat(array, 3, axis=-1)
     return _rgb(Image.fromarray(array))
+
+
+def stack(images: Image.Image | Sequence[Image.Image]) -> UInt8[np.ndarray, "B H W 3"]:
+    """Pillow's pictures, read as files are (see `read_picture`); of one size, or `UserError`."""
+    images = [images] if isinstance(images, Image.Image) else images
+    pictures = [_rgb(_upright(image)) for image in images]
+    sizes = {picture.shape[:2] for picture in pictures}
+    if len(sizes) > 1:
+        shown = ", ".join(f"{height} x {width}" for height, width in sorted(sizes)[:4])
+        raise UserError(f"pictures of one batch must have one size, these have {shown}: crop them, or encode them one by one")
+    return np.stack(pictures)
 
 
 def is_picture(path: str | Path) -> bool:
