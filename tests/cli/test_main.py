@@ -75,7 +75,7 @@ def test_without_a_verb_the_verbs_are_shown(capsys):
         (["sample", ".", "--temperature", "warm"], "argument --temperature: invalid float value: 'warm'"),
         (["sample"], "the following arguments are required: RUN"),
         (["sample", ".", "--prompt", "a", "--label", "1"], "not allowed with argument"),
-        (["tokenize", ".", "--out", "x"], "the following arguments are required: --data"),
+        (["tokenize", ".", "--out", "x"], "one of the arguments --data --llamagen-codes is required"),
         (["train", "nowhere/experiment.py"], "there is no nowhere/experiment.py"),
     ],
 )

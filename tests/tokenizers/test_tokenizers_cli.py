@@ -60,7 +60,7 @@ def test_reconstruct_draws_what_is_lost_and_says_psnr(folder, capsys):
         == 0
     )
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 and lines[0].endswith("b.png") and "dB  mean of 2" in lines[2]
+    assert len(lines) == 3 and lines[0].endswith("b.png") and "mean of 2" in lines[2]
     drawn = read_picture(grid)
     assert drawn.shape == (8 + 14, 2 * 3 * 8 + 2, 3)
     original = read_picture(folder / "pictures/b.png")
