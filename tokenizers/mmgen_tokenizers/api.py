@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+from PIL import Image
 
 from .configs import from_json, to_json
 from .errors import UserError, nearest
@@ -21,12 +23,13 @@ from .families import vqgan
 from .families.vqgan import VQGAN
 from .files import flatten, load_arrays, read_json, save_arrays, unflatten, write_json
 from .layout import TokenLayout
+from .pictures import stack
 
 FORMAT = 1  # of the saved folder
 FAMILIES = {"vqgan": (VQGAN, vqgan)}  # name in config.json -> configuration, functions
 PIXELS = 2**20  # a chunk of a large batch: 16 pictures of 256 x 256
 
-Images = UInt8[np.ndarray, "B H W 3"] | Float[np.ndarray, "B H W 3"]
+Images = UInt8[np.ndarray, "B H W 3"] | Float[np.ndarray, "B H W 3"] | Image.Image | Sequence[Image.Image]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -93,7 +96,10 @@ class Tokenizer:
         return TokenLayout(height=rows, width=columns, codebook_size=self.config.quantizer.size)
 
     def encode(self, images: Images) -> Int[np.ndarray, "B N"]:
-        """Pictures, uint8 or float32 in [-1, 1], of any batch size -> ids int32 in the order of the layout."""
+        """Pictures, uint8 or float32 in [-1, 1], of any batch size -> ids int32 in the order of the layout.
+
+        numpy and jax arrays, or Pillow's pictures (one, or a list of one size).
+        """
         images = _checked_images(images)
         self.layout_for(*images.shape[1:3])
         encode = functools.partial(_encode, self._functions, self.config, self.dtype, self.params)
@@ -173,7 +179,8 @@ class Tokenizer:
 
 def _checked_images(images: Images) -> Images:
     """float32 or uint8 [B, H, W, 3], or UserError."""
-    images = np.asarray(images)
+    first = images[0] if isinstance(images, list | tuple) and images else images
+    images = stack(images) if isinstance(first, Image.Image) else np.asarray(images)
     if images.ndim != 4 or images.shape[-1] != 3 or not len(images):
         raise UserError(f"expected pictures [B, H, W, 3] with 3 channels last, got {list(images.shape)}")
     if images.dtype == np.uint8:
