@@ -8,7 +8,7 @@ from mmgen_tokenizers import cli
 from mmgen_tokenizers.families import vqgan
 from mmgen_tokenizers.files import save_arrays, unflatten
 from mmgen_tokenizers.pictures import read_picture, write_png
-from mmgen_tokenizers.pretrained import export
+from mmgen_tokenizers.pretrained import PUBLISHED, export
 
 NET = mt.CNN(4, (1, 1), 1, 2, attention_levels=(1,), latent=4, groups=2)
 CONFIG = mt.VQGAN(NET, mt.VQ(size=32, dim=4), image_size=8)
@@ -85,7 +85,10 @@ def test_convert_and_info(folder, capsys):
 def test_list_names_families_and_how_they_were_verified(capsys):
     assert run("list") == 0
     text = capsys.readouterr().out
-    assert "llamagen-vq" in text and "VQ-8" in text and "verified" in text
+    assert "llamagen-vq" in text and "verified" in text
+    lines = {line.split()[0]: line.split()[1:] for line in text.splitlines()[3:]}
+    assert lines.keys() == PUBLISHED.keys()
+    assert lines["IBQ-1024"][:5] == ["ibq", "Apache-2.0", "256", "1024", "2.24"] and "-" in lines["chameleon"]
 
 
 @pytest.mark.parametrize("verb", [*cli.VERBS, None])
@@ -146,7 +149,7 @@ def test_unusable_input(folder, capsys):
     assert "no array `ids`" in failing(capsys, "decode", folder / "none.npz", *tok)
     assert "no tensors" in failing(capsys, "convert", "llamagen-vq", _empty(folder), "--out", folder / "no")
     save_arrays(folder / "foreign", unflatten({"conv.weight": np.zeros(2, np.float32)}))
-    assert "is it a tokenizer of LlamaGen" in failing(
+    assert "is it a tokenizer of llamagen-vq" in failing(
         capsys, "convert", "llamagen-vq", folder / "foreign/model.safetensors", "--out", folder / "no"
     )
     assert not (folder / "no").exists()
