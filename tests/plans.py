@@ -1,4 +1,4 @@
-"""Throwaway plans of the next-neighbor and the next-scale kind: they keep the interfaces honest."""
+"""A throwaway plan of the next-scale kind, which keeps the interfaces honest, and tiny models."""
 
 from dataclasses import dataclass
 
@@ -10,6 +10,7 @@ from mmgen_tokenizers.layout import TokenLayout
 
 from mmgen.model.config import BlockConfig, ClassCondition, GeneratorConfig
 from mmgen.model.layers import weight
+from mmgen.plan import NextNeighbor
 from mmgen.plan.plan import COLUMN, CONDITION, CONTENT, POSITIONS, ROW, SCALE, GenerationPlan
 
 
@@ -18,49 +19,6 @@ def _positions(**columns) -> np.ndarray:
     for name, values in columns.items():
         position[:, {"row": ROW, "column": COLUMN, "scale": SCALE}[name]] = values
     return position
-
-
-@dataclass(frozen=True)
-class Diagonals:
-    """NAR (arXiv 2503.10696): diagonals from the corner; a right head, and a below head one layer deeper, averaged.
-
-    Slots and sites are sorted by diagonal, so that slots lie in time order; `raster[n]` is where site n lies on the grid.
-    """
-
-    def taps(self, depth: int) -> tuple[int, ...]:
-        return depth, depth + 1
-
-    def raster(self, layout: TokenLayout) -> np.ndarray:
-        row, column = np.divmod(np.arange(layout.sites), layout.width)
-        return np.lexsort((row, row + column))
-
-    def build(self, layout: TokenLayout, condition_slots: int) -> GenerationPlan:
-        assert condition_slots == 1
-        raster = self.raster(layout)
-        row, column = np.divmod(raster, layout.width)
-        place = np.empty(layout.sites, int)
-        place[raster] = np.arange(layout.sites)
-        slot_at = np.vectorize(lambda i, j: 1 + place[i * layout.width + j] if i >= 0 and j >= 0 else 0)
-        left, up = slot_at(row, column - 1), slot_at(row - 1, column)
-        weight = np.stack([np.where(row == 0, 1.0, 0.5), np.where(column == 0, 1.0, 0.5)], 1)
-        weight *= np.stack([(column > 0) | (row == 0), (row > 0) | (column == 0)], 1)
-        weight[0] = 0.5
-        slot = np.stack([np.where(column > 0, left, up), np.where(row > 0, up, left)], 1)
-        time = np.concatenate([[0], 1 + row + column])
-        inner = time <= (row + column).max()  # the last diagonal's slot predicts nothing
-        return GenerationPlan(
-            kind=np.where(time == 0, CONDITION, CONTENT)[inner],
-            source=np.arange(-1, layout.sites)[inner],
-            reads=time[inner],
-            visible=time[inner],
-            clique=np.full(len(time), -1)[inner],
-            position=_positions(row=np.concatenate([[-1], row]), column=np.concatenate([[-1], column]))[inner],
-            site_time=row + column,
-            combine_slot=slot,
-            combine_head=np.tile([0, 1], (layout.sites, 1)),
-            combine_weight=weight.astype(np.float32),
-            loss_weight=np.ones(layout.sites, np.float32),
-        )
 
 
 @dataclass(frozen=True)
@@ -115,7 +73,7 @@ class Pyramid(nnx.Module):
 
 def config(kind: str, **block) -> GeneratorConfig:
     """A tiny model of each kind, 5 codes, 3 classes."""
-    plan, grid = {"neighbor": (Diagonals(), (4, 4)), "scale": (Scales(), (1, 14))}[kind]
+    plan, grid = {"neighbor": (NextNeighbor(), (4, 4)), "scale": (Scales(), (1, 14))}[kind]
     return GeneratorConfig(
         plan=plan,
         layout=TokenLayout(height=grid[0], width=grid[1], codebook_size=5),

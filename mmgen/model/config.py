@@ -5,11 +5,12 @@ from typing import Literal
 
 from mmgen_tokenizers.layout import TokenLayout
 
+from mmgen.plan.next_neighbor import NextNeighbor
 from mmgen.plan.next_token import NextToken
 
 __all__ = [
-    "BlockConfig", "ClassCondition", "Dropout", "FeatureCondition", "GeneratorConfig", "NextToken", "Sampling",
-    "TextCondition", "TokenLayout",
+    "BlockConfig", "ClassCondition", "Dropout", "FeatureCondition", "GeneratorConfig", "NextNeighbor", "NextToken",
+    "Sampling", "TextCondition", "TokenLayout",
 ]
 
 
@@ -99,7 +100,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    plan: NextToken = field(default_factory=NextToken)
+    plan: NextToken | NextNeighbor = field(default_factory=NextToken)
     layout: TokenLayout = field(default_factory=lambda: TokenLayout(height=16, width=16, codebook_size=16384))
     condition: ClassCondition | TextCondition | FeatureCondition = field(default_factory=ClassCondition)
     block: BlockConfig = field(default_factory=BlockConfig)

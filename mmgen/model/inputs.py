@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from mmgen.model.config import ClassCondition, FeatureCondition, GeneratorConfig, NextToken, TextCondition
+from mmgen.model.config import ClassCondition, FeatureCondition, GeneratorConfig, NextNeighbor, NextToken, TextCondition
 from mmgen.model.layers import weight
 
 
@@ -42,7 +42,7 @@ class Shift(nnx.Module):
         return jnp.where((source >= 0)[:, :, None], x, 0)
 
 
-INPUT_RULES: dict[type, type[nnx.Module]] = {NextToken: Shift}  # of each kind of plan
+INPUT_RULES: dict[type, type[nnx.Module]] = {NextToken: Shift, NextNeighbor: Shift}  # of each kind of plan
 
 
 def input_rule(c: GeneratorConfig, rngs: nnx.Rngs) -> nnx.Module:

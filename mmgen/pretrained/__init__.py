@@ -5,10 +5,10 @@ from pathlib import Path
 from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.files import read_checkpoint, save_arrays, unflatten
 
-from mmgen.pretrained import llamagen
+from mmgen.pretrained import llamagen, nar
 
-FAMILIES = {"llamagen-gpt": llamagen}
-FORMATS = {"llamagen": llamagen}  # of export
+FAMILIES = {"llamagen-gpt": llamagen, "nar": nar}
+FORMATS = {"llamagen": llamagen, "nar": nar}  # of export
 
 
 def convert(

@@ -12,8 +12,8 @@ from mmgen.decoding import autoregressive
 from mmgen.decoding.target import Filter, noise
 from mmgen.generator import Generator
 from mmgen.model import transformer
-from mmgen.model.config import BlockConfig, ClassCondition, GeneratorConfig, NextToken, TextCondition, TokenLayout
-from mmgen.model.inputs import INPUT_RULES, Shift
+from mmgen.model.config import BlockConfig, ClassCondition, GeneratorConfig, NextNeighbor, NextToken, TextCondition, TokenLayout
+from mmgen.model.inputs import INPUT_RULES
 
 
 def raster(**block) -> GeneratorConfig:
@@ -36,9 +36,8 @@ CONFIGS = {
 
 @pytest.fixture(autouse=True)
 def input_rules(monkeypatch):
-    """The throwaway plans say how they read their inputs."""
+    """The throwaway plan says how it reads its inputs."""
     monkeypatch.setitem(INPUT_RULES, plans.Scales, plans.Pyramid)
-    monkeypatch.setitem(INPUT_RULES, plans.Diagonals, Shift)
 
 
 def generator(c: GeneratorConfig) -> Generator:
@@ -124,7 +123,7 @@ def test_few_sizes_are_compiled():
 def test_groups_of_nearly_equal_width_share_a_loop():
     widths = [s.width for s in autoregressive.schedule(transformer.build_plan(CONFIGS["raster"]))]
     assert widths == [1, 1]
-    plan = plans.Diagonals().build(TokenLayout(height=16, width=16, codebook_size=5), 1)
+    plan = NextNeighbor().build(TokenLayout(height=16, width=16, codebook_size=5), 1)
     segments = autoregressive.schedule(plan)
     computed = sum(s.width * (s.stop - s.start) for s in segments)
     assert computed <= autoregressive.MAX_PADDING * plan.slots and len(segments) < 14

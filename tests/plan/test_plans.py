@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 from mmgen_tokenizers.layout import TokenLayout
-from plans import Diagonals, Scales
+from plans import Scales
 
+from mmgen.plan.next_neighbor import NextNeighbor
 from mmgen.plan.next_token import NextToken
 from mmgen.plan.plan import COLUMN, NEVER, NOWHERE, POSITIONS, QUERY, ROW, GenerationPlan
 
@@ -38,8 +39,7 @@ def test_positions_of_the_condition():
 
 def test_diagonals_have_the_mask_of_nar():
     n = 8
-    plan = Diagonals().build(grid(n), 1)
-    raster = Diagonals().raster(grid(n))
+    plan = NextNeighbor().build(grid(n), 1)
     reference = np.tril(np.ones((1 + n * n, 1 + n * n), bool))
     image = reference[1:, 1:]
     image[:] = False
@@ -49,7 +49,7 @@ def test_diagonals_have_the_mask_of_nar():
         previous += current
         for i in current:
             image[i, previous] = True
-    order = np.concatenate([[0], 1 + raster])[: plan.slots]
+    order = np.concatenate([[0], 1 + plan.source[1:]])
     assert (rule(plan) == reference[np.ix_(order, order)]).all()
     assert plan.times == 2 * n - 1 and plan.heads == 2
     assert np.allclose(plan.combine_weight.sum(1), 1)
