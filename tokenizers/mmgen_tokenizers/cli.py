@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import UserError, nearest
+from .errors import UserError, is_full_disk, nearest
 
 DESCRIPTION = "Image tokenizers: pictures to integers and back."
 EXAMPLE = """example:
@@ -303,10 +303,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EISDIR, errno.ENOTDIR):
+    except (OSError, ValueError, RuntimeError) as error:
+        full = is_full_disk(error)
+        if not full and getattr(error, "errno", None) not in (errno.EACCES, errno.EISDIR, errno.ENOTDIR):
             raise
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        place = Path(error.filename).parent if error.filename else Path.cwd()
-        print(f"error: {f'the disk is full: free space in {place}' if full else error}", file=sys.stderr)
+        print(f"error: {'the disk is full: free space and start again' if full else error}", file=sys.stderr)
     return 2
