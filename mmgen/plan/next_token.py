@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.layout import TokenLayout
 
 from mmgen.plan.plan import CONDITION, CONTENT, GenerationPlan, grid_positions
@@ -23,6 +24,8 @@ class NextToken:
     positions: Literal["diagonal", "none"] = "diagonal"
 
     def build(self, layout: TokenLayout, condition_slots: int) -> GenerationPlan:
+        if layout.scales:
+            raise UserError(f"next-token prediction reads one grid, this tokenizer gives {layout}: use one of a single scale")
         sites, C = layout.sites, condition_slots
         slots = C + sites - 1
         time = np.arange(slots) - (C - 1)

@@ -55,6 +55,9 @@ class GeneratorTraining:
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         return transformer.init(self.config, key), {}
 
+    def start(self) -> Tree:
+        return {}
+
     def gradients(self, params, extra, frozen, batch, key, step):
         key_drop, key_model = jax.random.split(key)
         batch = self.drop_condition(self.with_ids(frozen, batch), key_drop)
@@ -186,8 +189,7 @@ def _check_layout(task: GeneratorTask, data: Data, source: Source, tokenizer: mt
 
 def _same(expected: TokenLayout, found: TokenLayout, what: str) -> None:
     if expected != found:
-        sizes = [f"{x.height} x {x.width} ids of {x.codebook_size} codes" for x in (found, expected)]
-        raise UserError(f"{what} gives {sizes[0]}, the model expects {sizes[1]}: set task.model.layout to match")
+        raise UserError(f"{what} gives {found}, the model expects {expected}: set task.model.layout to match")
 
 
 def _check_condition(condition: ClassCondition | TextCondition | FeatureCondition, data: Data, source: Source) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.layout import TokenLayout
 from plans import Scales
 
@@ -28,6 +29,11 @@ def test_next_token_is_plain_causal(condition):
     assert (rule(plan) == np.tri(condition + 15, dtype=bool)).all()
     assert plan.source.tolist() == [-1] * condition + list(range(15))
     assert (plan.combine_slot[:, 0] == condition - 1 + np.arange(16)).all()
+
+
+def test_next_token_wants_one_grid():
+    with pytest.raises(UserError, match="gives 1 x 1 . 2 x 2 = 5 ids of 7 codes: use one of a single scale"):
+        NextToken().build(TokenLayout("scales", 2, 2, 7, scales=((1, 1), (2, 2))), 1)
 
 
 def test_positions_of_the_condition():

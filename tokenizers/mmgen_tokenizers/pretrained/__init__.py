@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError, nearest
 from ..files import save_arrays, unflatten
-from . import chameleon, ibq, llamagen, maskgit, taming
+from . import chameleon, ibq, llamagen, maskgit, taming, var
 
 if TYPE_CHECKING:
     from ..api import Tokenizer
 
-FAMILIES = {family.FAMILY: family for family in (llamagen, taming, chameleon, maskgit, ibq)}
+FAMILIES = {family.FAMILY: family for family in (llamagen, taming, chameleon, maskgit, ibq, var)}
 FORMATS = {"llamagen": llamagen}
 
 _SHAPES = "names and shapes at full size"
@@ -28,6 +28,7 @@ PUBLISHED = {
     "IBQ-8192": ("ibq", "Apache-2.0", 256, 8192, 1.87, "differs from IBQ-1024 in the number of codes only"),
     "IBQ-16384": ("ibq", "Apache-2.0", 256, 16384, 1.37, _NUMBERS),
     "IBQ-262144": ("ibq", "Apache-2.0", 256, 262144, 1.00, _NUMBERS),
+    "VAR": ("var-vqvae", "MIT", 680, 4096, 0.90, _NUMBERS),
 }
 
 
