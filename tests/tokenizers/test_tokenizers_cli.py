@@ -53,7 +53,7 @@ def test_encode_at_another_size(folder):
     assert read_picture(out / "00000_a.png").shape == (12, 12, 3)
 
 
-def test_reconstruct_draws_pairs_and_says_psnr(folder, capsys):
+def test_reconstruct_draws_what_is_lost_and_says_psnr(folder, capsys):
     grid = folder / "grid.png"
     assert (
         run("reconstruct", folder / "pictures/b.png", folder / "pictures/a.png", "--tokenizer", folder / "tok", "--out", grid)
@@ -62,10 +62,10 @@ def test_reconstruct_draws_pairs_and_says_psnr(folder, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3 and lines[0].endswith("b.png") and "dB  mean of 2" in lines[2]
     drawn = read_picture(grid)
-    assert drawn.shape == (8, 4 * 8 + 3 * 2, 3)
+    assert drawn.shape == (8 + 14, 2 * 3 * 8 + 2, 3)
     original = read_picture(folder / "pictures/b.png")
-    np.testing.assert_array_equal(drawn[:, :8], original)
-    again = drawn[:, 10:18].astype(float)
+    np.testing.assert_array_equal(drawn[:8, :8], original)
+    again = drawn[:8, 8:16].astype(float)
     assert float(lines[0].split()[0]) == pytest.approx(10 * np.log10(255**2 / ((again - original) ** 2).mean()), abs=0.05)
 
 

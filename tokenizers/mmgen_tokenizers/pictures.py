@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 
 from .errors import UserError
 from .files import write_atomically
@@ -211,6 +211,13 @@ def grid(pictures: Float[np.ndarray, "B H W 3"], columns: int, gap: int = 2) -> 
         top, left = i // columns * (height + gap), i % columns * (width + gap)
         page[top : top + height, left : left + width] = picture
     return page
+
+
+def with_caption(picture: Picture, text: str, height: int = 14) -> Picture:
+    """The picture with a line of text under it."""
+    strip = Image.new("RGB", (picture.shape[1], height), "white")
+    ImageDraw.Draw(strip).text((1, 1), text, fill="black")
+    return np.concatenate([picture, np.asarray(strip)])
 
 
 def png_bytes(picture: Picture, text: Mapping[str, str] | None = None) -> bytes:
