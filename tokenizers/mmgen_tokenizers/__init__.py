@@ -13,11 +13,13 @@ import importlib
 _HOMES = {
     "api": ("Tokenizer", "convert", "load"),
     "errors": ("UserError",),
+    "families.multiscale": ("MultiScale",),
     "families.vqgan": ("VQGAN",),
     "layout": ("TokenLayout",),
     "losses": ("TokenizerLosses",),
     "networks.cnn": ("CNN",),
     "networks.discriminator": ("PatchGAN",),
+    "quantizers.multiscale": ("MultiScaleVQ",),
     "quantizers.vq": ("VQ",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

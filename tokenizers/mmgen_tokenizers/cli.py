@@ -119,8 +119,6 @@ def decode(args: argparse.Namespace) -> None:
     example:
       mmgen-tokenizers decode codes.npz --tokenizer models/vq16 --out pictures/
     """
-    import dataclasses
-
     from .api import load
     from .pictures import write_png
 
@@ -132,7 +130,8 @@ def decode(args: argparse.Namespace) -> None:
         )
     layout = None
     if "height" in codes and "width" in codes:
-        layout = dataclasses.replace(tokenizer.layout, height=int(codes["height"]), width=int(codes["width"]))
+        factor = tokenizer.config.network.factor
+        layout = tokenizer.layout_for(int(codes["height"]) * factor, int(codes["width"]) * factor)
     ids = codes["ids"]
     stems = [Path(str(name)).stem for name in codes["names"]] if "names" in codes else [""] * len(ids)
     for start in range(0, len(ids), args.batch):
@@ -214,10 +213,7 @@ def _summary(tokenizer: Any) -> str:
 
     layout, size = tokenizer.layout, tokenizer.config.image_size
     count = sum(leaf.size for leaf in jax.tree.leaves(tokenizer.params))
-    return (
-        f"{tokenizer.family}, {count / 1e6:.2f}M parameters, {size} x {size} pixels -> {layout.height} x {layout.width} = "
-        f"{layout.sites} ids of {layout.codebook_size} codes"
-    )
+    return f"{tokenizer.family}, {count / 1e6:.2f}M parameters, {size} x {size} pixels -> {layout}"
 
 
 def list_families(args: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ..errors import UserError
+from ..layout import TokenLayout
 from ..networks import layers
 from ..networks.cnn import CNN, Decoder, Encoder
 from ..networks.layers import Conv, Draws
@@ -51,9 +52,14 @@ class Forward(NamedTuple):
     losses: dict[str, Float[Array, ""]]  # the quantizer's, weighted
 
 
-def grid(config: VQGAN, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of ids for a picture of height x width pixels."""
-    return height // config.network.factor, width // config.network.factor
+def layout(config: VQGAN, height: int, width: int) -> TokenLayout:
+    """Of pictures of height x width pixels. Raises UserError where the network cannot take them."""
+    factor = config.network.factor
+    for size in (height, width):
+        if size < factor or size % factor:
+            near = max(factor, round(size / factor) * factor)
+            raise UserError(f"pictures of {height} x {width}: {size} is not a multiple of {factor}; the nearest is {near}")
+    return TokenLayout(height=height // factor, width=width // factor, codebook_size=config.quantizer.size)
 
 
 class Network(nnx.Module):
@@ -121,8 +127,10 @@ def decode(config: VQGAN, params: Params, ids: Int[Array, "B N"], height: int, w
     return decode_codes(config, params, codes.reshape(codes.shape[0], height, width, -1), dtype)
 
 
-def forward(config: VQGAN, params: Params, images: Float[Array, "B H W 3"], dtype=jnp.float32) -> Forward:
-    """The pass of a training step: pictures in [-1, 1] -> reconstruction, quantizer losses, ids."""
+def forward(
+    config: VQGAN, params: Params, images: Float[Array, "B H W 3"], dtype=jnp.float32, key: Array | None = None
+) -> Forward:
+    """The pass of a training step: pictures in [-1, 1] -> reconstruction, quantizer losses, ids. Draws nothing from `key`."""
     latents = encode_latents(config, params, images, dtype)
     quantized = vq.quantize(config.quantizer, params["quantizer"], latents)
     h = hidden(config, params, quantized.codes, dtype)
