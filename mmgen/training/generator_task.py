@@ -21,7 +21,8 @@ from mmgen.data import Source, open_source
 from mmgen.data.text import FILE, TextTokenizer
 from mmgen.generator import Generator
 from mmgen.model import transformer
-from mmgen.model.config import ClassCondition, FeatureCondition, TextCondition
+from mmgen.model.config import ClassCondition, FeatureCondition, NextScale, TextCondition
+from mmgen.model.inputs import adopt
 from mmgen.training.optimizer import adamw
 from mmgen.training.state import Tree
 from mmgen.training.tasks import compute_dtype, to_float, training_batches, validation_batches
@@ -53,7 +54,10 @@ class GeneratorTraining:
         return adamw(experiment.optimizer, experiment.steps, decayed(transformer.axes(self.config)))
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
-        return transformer.init(self.config, key), {}
+        params = transformer.init(self.config, key)
+        if isinstance(self.config.plan, NextScale):
+            params = adopt(self.config, params, self.tokenizer.params["quantizer"])
+        return params, {}
 
     def start(self) -> Tree:
         return {}

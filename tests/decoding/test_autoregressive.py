@@ -13,7 +13,6 @@ from mmgen.decoding.target import Filter, noise
 from mmgen.generator import Generator
 from mmgen.model import transformer
 from mmgen.model.config import BlockConfig, ClassCondition, GeneratorConfig, NextNeighbor, NextToken, TextCondition, TokenLayout
-from mmgen.model.inputs import INPUT_RULES
 
 
 def raster(**block) -> GeneratorConfig:
@@ -31,13 +30,9 @@ CONFIGS = {
     "sub-tokens": dataclasses.replace(raster(), layout=TokenLayout(height=3, width=4, codebook_size=5, groups=3)),
     "neighbor": plans.config("neighbor"),
     "scale": plans.config("scale"),
+    "scale-var": plans.config("scale", **plans.VAR, modulation="block"),
+    "scale-var-shared": plans.config("scale", **plans.VAR, modulation="shared"),
 }
-
-
-@pytest.fixture(autouse=True)
-def input_rules(monkeypatch):
-    """The throwaway plan says how it reads its inputs."""
-    monkeypatch.setitem(INPUT_RULES, plans.Scales, plans.Pyramid)
 
 
 def generator(c: GeneratorConfig) -> Generator:
@@ -127,7 +122,7 @@ def test_groups_of_nearly_equal_width_share_a_loop():
     segments = autoregressive.schedule(plan)
     computed = sum(s.width * (s.stop - s.start) for s in segments)
     assert computed <= autoregressive.MAX_PADDING * plan.slots and len(segments) < 14
-    assert [s.width for s in autoregressive.schedule(plans.Scales().build(CONFIGS["scale"].layout, 1))] == [1, 4, 9]
+    assert [s.width for s in autoregressive.schedule(transformer.build_plan(CONFIGS["scale"]))] == [1, 4, 9]
 
 
 def test_padding_of_a_prompt_changes_nothing():

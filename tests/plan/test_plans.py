@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.layout import TokenLayout
-from plans import Scales
+from mmgen_tokenizers.quantizers.multiscale import MultiScaleVQ
 
 from mmgen.plan.next_neighbor import NextNeighbor
+from mmgen.plan.next_scale import NextScale
 from mmgen.plan.next_token import NextToken
 from mmgen.plan.plan import COLUMN, NEVER, NOWHERE, POSITIONS, QUERY, ROW, GenerationPlan
 
@@ -63,8 +64,8 @@ def test_diagonals_have_the_mask_of_nar():
 
 def test_scales_have_the_mask_of_var():
     sides = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
-    sites = sum(s * s for s in sides)
-    plan = Scales(sides).build(TokenLayout(height=1, width=sites, codebook_size=7), 1)
+    quantizer = MultiScaleVQ(size=7, scales=sides)
+    plan = NextScale(quantizer).build(TokenLayout("scales", 16, 16, 7, scales=quantizer.grids(16, 16)), 1)
     scale = np.repeat(np.arange(len(sides)), [s * s for s in sides])
     assert (rule(plan) == (scale[:, None] >= scale[None])).all() and not plan.causal and plan.times == 10
 
