@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.layout import TokenLayout
 
 from mmgen.plan.next_token import NextToken
@@ -70,7 +71,7 @@ class BlockConfig:
         groups = self.kv_heads or self.heads
         rotated = 4 if self.position == "rope_2d" else 2
         if self.width % self.heads or self.heads % groups or self.head_dim % rotated:
-            raise ValueError(
+            raise UserError(
                 f"width {self.width} with {self.heads} heads and {groups} key-value heads does not divide evenly: width must "
                 f"be a multiple of heads, heads of kv_heads, and width / heads of {rotated} for {self.position}"
             )
