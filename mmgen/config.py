@@ -131,7 +131,7 @@ class Experiment:
 
     def __post_init__(self):
         if self.accumulate < 1 or self.batch % self.accumulate:
-            raise ValueError(f"batch {self.batch} must be a multiple of accumulate {self.accumulate}")
+            raise UserError(f"batch {self.batch} must be a multiple of accumulate {self.accumulate}")
 
 
 def save(experiment: Experiment, path: str | Path) -> None:

@@ -83,16 +83,12 @@ def _segment(plan: GenerationPlan, times: np.ndarray, widths: np.ndarray, start:
     )
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2))
 def decode_params(c: GeneratorConfig, params: dict, dtype: jnp.dtype) -> dict:
     """Training parameters -> {"ends", "layers": a tuple of fused layers}: once, when a model is loaded."""
-
-    @jax.jit
-    def convert(params):
-        params = jax.tree.map(lambda p: p.astype(dtype), params)
-        layers = tuple(fuse(jax.tree.map(operator.itemgetter(i), params["blocks"])) for i in range(c.layers))
-        return {"ends": params["ends"], "layers": layers}
-
-    return convert(params)
+    params = jax.tree.map(lambda p: p.astype(dtype), params)
+    layers = tuple(fuse(jax.tree.map(operator.itemgetter(i), params["blocks"])) for i in range(c.layers))
+    return {"ends": params["ends"], "layers": layers}
 
 
 class Autoregressive:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.layout import TokenLayout
 
 from mmgen.plan.next_neighbor import NextNeighbor
@@ -78,7 +79,7 @@ class BlockConfig:
         groups = self.kv_heads or self.heads
         rotated = {"rope_2d": 4, "rope_1d": 2, "learned": 1}[self.position]
         if self.width % self.heads or self.heads % groups or self.head_dim % rotated:
-            raise ValueError(
+            raise UserError(
                 f"width {self.width} with {self.heads} heads and {groups} key-value heads does not divide evenly: width must "
                 f"be a multiple of heads, heads of kv_heads, and width / heads of {rotated} for {self.position}"
             )

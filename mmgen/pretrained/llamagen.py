@@ -6,6 +6,7 @@ weights.
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -110,6 +111,8 @@ def configure(
     size = {(d, w): (h, g) for d, h, w, _, g in sizes.values()}.get((depth, width))
     if size is None and "n_head" not in given:
         raise UserError(f"{depth} layers of width {width} are no published size: pass config n_head")
+    if "block_size" not in given:
+        warnings.warn("taken for 256 tokens (16 x 16): for a model of 384 pixels pass config block_size 576", stacklevel=2)
     heads, guidance = int(given.get("n_head") or size[0]), size[1] if size else 1.0
     mlp = state.get("layers.0.feed_forward.w1.weight", np.zeros((0, 0))).shape[0]
     condition = _condition(state)

@@ -82,7 +82,7 @@ class GeneratorTraining:
         if "image" not in batch:
             return batch
         encode = FAMILIES[self.tokenizer.family][1].encode
-        ids = encode(self.tokenizer.config, frozen["tokenizer"], to_float(batch["image"]), self.dtype)
+        ids = encode(self.tokenizer.config, frozen["tokenizer"], to_float(batch["image"]), jnp.float32)  # as `tokenize` does
         return {"ids": ids} | {name: value for name, value in batch.items() if name != "image"}
 
     def drop_condition(self, batch: Tree, key: jax.Array) -> Tree:
@@ -205,7 +205,7 @@ def _check_condition(condition: ClassCondition | TextCondition | FeatureConditio
         raise UserError(f"the model reads prompts, and {where} have no captions (metadata.jsonl with file_name and text)")
     if isinstance(condition, ClassCondition) and "label" not in has:
         raise UserError(f"the model reads labels, and {where} have none (one folder a class)")
-    if isinstance(condition, ClassCondition) and source.labels and len(source.labels) > condition.classes:
+    if isinstance(condition, ClassCondition) and source.labels and len(source.labels) != condition.classes:
         raise UserError(f"{where} have {len(source.labels)} classes: set task.model.condition.classes to that number")
 
 

@@ -3,7 +3,6 @@
 import errno
 import subprocess
 import sys
-import time
 
 import pytest
 from mmgen_tokenizers.errors import UserError
@@ -29,9 +28,9 @@ def error(capsys, *arguments: str) -> str:
 
 def test_help_is_quick_and_imports_no_jax():
     code = "import sys; from mmgen.cli.main import main; main(['--help']); assert not {'jax', 'numpy'} & set(sys.modules)"
-    start = time.perf_counter()
+    before = os.times()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    seconds = time.perf_counter() - start
+    seconds = sum(os.times()[2:4]) - sum(before[2:4])  # of the processor: other tests run beside
     assert done.returncode == 0, done.stderr
     assert all(verb in done.stdout for verb in VERBS)
     assert seconds < 1  # 0.07 s on an idle machine

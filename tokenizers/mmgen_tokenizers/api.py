@@ -5,7 +5,6 @@ import functools
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from .errors import UserError, nearest
 from .families import multiscale, vqgan
 from .families.multiscale import MultiScale
 from .families.vqgan import VQGAN
-from .files import flatten, load_arrays, read_json, save_arrays, unflatten, write_json
+from .files import flatten, load_arrays, read_json, save_arrays, temporary_beside, unflatten, write_json
 from .layout import TokenLayout
 from .pictures import stack
 
@@ -171,7 +170,7 @@ class Tokenizer:
         if folder.exists():
             return self._write(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        part = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        part = temporary_beside(folder)
         try:
             self._write(part)
             part.rename(folder)
