@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from .configs import from_json, to_json
+from .configs import changed, from_json, to_json
 from .errors import UserError, nearest
 from .families import multiscale, vqgan
 from .families.multiscale import MultiScale
@@ -190,8 +190,11 @@ class Tokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the configuration and weights: token shards say by it which tokenizer made them."""
-        digest = hashlib.sha256(json.dumps(to_json(self.config), sort_keys=True).encode())
+        """16 hexadecimal digits of the configuration and weights: token shards say by it which tokenizer made them.
+
+        Settings that have their defaults do not count, so that a later version with more settings gives the same digits.
+        """
+        digest = hashlib.sha256(json.dumps(changed(self.config), sort_keys=True).encode())
         for name, value in sorted(flatten(self.params).items()):
             array = np.ascontiguousarray(value, dtype=np.float32)
             digest.update(f"{name} {array.shape}".encode())
