@@ -11,8 +11,8 @@ import mmgen_tokenizers as mt
 import numpy as np
 import optax
 from jaxtyping import UInt8
+from mmgen_tokenizers.api import family_of
 from mmgen_tokenizers.errors import UserError
-from mmgen_tokenizers.families import vqgan
 from mmgen_tokenizers.losses import discriminator_loss, generator_loss, lpips
 from mmgen_tokenizers.networks import discriminator
 from mmgen_tokenizers.pictures import grid, to_uint8, write_png
@@ -34,6 +34,7 @@ class TokenizerTraining:
 
     def __init__(self, experiment: Experiment):
         self.experiment, self.config, self.losses = experiment, experiment.task.model, experiment.task.losses
+        self.family = family_of(self.config)[1]
         self.dtype = compute_dtype(experiment.compute_dtype)
         self.source = open_source(experiment.data)
         self.held_out = open_source(experiment.validation) if experiment.validation else None
@@ -51,7 +52,7 @@ class TokenizerTraining:
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         key_model, key_critic = jax.random.split(key)
-        params = {"model": vqgan.init(self.config, key_model)}
+        params = {"model": self.family.init(self.config, key_model)}
         if self.losses.adversarial:
             params["discriminator"] = discriminator.init(self.losses.discriminator, key_critic)
         quantizer = self.config.quantizer
@@ -65,8 +66,8 @@ class TokenizerTraining:
         critic = self._critic(params)
 
         def loss(model: Tree):
-            forward = vqgan.forward(self.config, model, images, self.dtype)
-            last_layer = vqgan.last_layer(self.config, model, forward) if self.losses.adaptive else None
+            forward = self.family.forward(self.config, model, images, self.dtype, key)
+            last_layer = self.family.last_layer(self.config, model, forward) if self.losses.adaptive else None
             value, metrics = generator_loss(
                 self.losses, forward, images, step, critic=critic, last_layer=last_layer, lpips=frozen.get("lpips")
             )
@@ -110,7 +111,7 @@ class TokenizerTraining:
     def validate(self, weights: Tree, extra: Tree, frozen: Tree, batch: Tree) -> dict[str, jax.Array]:
         """The losses without the discriminator's, which cannot be compared from step to step."""
         images = to_float(batch["image"])
-        forward = vqgan.forward(self.config, weights, images, self.dtype)
+        forward = self.family.forward(self.config, weights, images, self.dtype)
         still = replace(self.losses, adversarial=0.0)
         return generator_loss(still, forward, images, 0, lpips=frozen.get("lpips"))[1]
 
@@ -158,6 +159,6 @@ def _decayed(model: Tree) -> Tree:
 
 
 def _some(latents: jax.Array, count: int) -> jax.Array:
-    """`count` latents of a batch [B, h, w, C], in turn: float32 [count, C]."""
+    """`count` latents of a batch [B, ..., C], in turn: float32 [count, C]."""
     rows = latents.reshape(-1, latents.shape[-1]).astype(jnp.float32)
     return rows[jnp.arange(count) % len(rows)]

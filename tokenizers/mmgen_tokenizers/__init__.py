@@ -13,11 +13,14 @@ import importlib
 _HOMES = {
     "api": ("Tokenizer", "convert", "load"),
     "errors": ("UserError",),
+    "families.flexible": ("Flexible",),
+    "families.titok": ("Proxy", "TiTok"),
     "families.vqgan": ("VQGAN",),
     "layout": ("TokenLayout",),
     "losses": ("TokenizerLosses",),
     "networks.cnn": ("CNN",),
     "networks.discriminator": ("PatchGAN",),
+    "networks.vit": ("Trunk", "ViT"),
     "quantizers.vq": ("VQ",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

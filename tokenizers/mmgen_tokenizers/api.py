@@ -17,13 +17,17 @@ from jaxtyping import Float, Int, UInt8
 
 from .configs import from_json, to_json
 from .errors import UserError, nearest
-from .families import vqgan
+from .families import flexible, titok, vqgan
+from .families.flexible import Flexible
+from .families.titok import TiTok
 from .families.vqgan import VQGAN
 from .files import flatten, load_arrays, read_json, save_arrays, unflatten, write_json
 from .layout import TokenLayout
 
 FORMAT = 1  # of the saved folder
-FAMILIES = {"vqgan": (VQGAN, vqgan)}  # name in config.json -> configuration, functions
+Config = VQGAN | TiTok | Flexible
+# Name in config.json -> configuration, functions.
+FAMILIES = {"vqgan": (VQGAN, vqgan), "titok": (TiTok, titok), "flexible": (Flexible, flexible)}
 PIXELS = 2**20  # a chunk of a large batch: 16 pictures of 256 x 256
 
 Images = UInt8[np.ndarray, "B H W 3"] | Float[np.ndarray, "B H W 3"]
@@ -40,6 +44,11 @@ def _decode(
     family: Any, config: Any, dtype: str, grid: tuple[int, int], params: dict, ids: Int[jax.Array, "B N"]
 ) -> Float[jax.Array, "B H W 3"]:
     return jnp.clip(family.decode(config, params, ids, *grid, jnp.dtype(dtype)), -1, 1)
+
+
+def family_of(config: Config) -> tuple[str, Any]:
+    """The name of its family, and the module with the family's functions."""
+    return next((name, functions) for name, (kind, functions) in FAMILIES.items() if isinstance(config, kind))
 
 
 def _chunks(function, array: np.ndarray, chunk: int) -> np.ndarray:
@@ -63,7 +72,7 @@ class Tokenizer:
 
     def __init__(
         self,
-        config: VQGAN,
+        config: Config,
         params: dict,
         source: str | None = None,
         buffers: dict[str, np.ndarray] | None = None,
@@ -74,8 +83,7 @@ class Tokenizer:
         of that checkpoint which are not used here and are given back on export."""
         self.config, self.source, self.buffers, self.dtype = config, source, buffers or {}, dtype
         self.params = jax.tree.map(jnp.asarray, params)
-        self.family = next(name for name, (kind, _) in FAMILIES.items() if isinstance(config, kind))
-        self._functions = FAMILIES[self.family][1]
+        self.family, self._functions = family_of(config)
 
     @property
     def layout(self) -> TokenLayout:
@@ -83,14 +91,8 @@ class Tokenizer:
         return self.layout_for(self.config.image_size, self.config.image_size)
 
     def layout_for(self, height: int, width: int) -> TokenLayout:
-        """Of pictures of height x width pixels. Raises UserError where the sizes do not divide."""
-        factor = self.config.network.factor
-        for size in (height, width):
-            if size < factor or size % factor:
-                near = max(factor, round(size / factor) * factor)
-                raise UserError(f"pictures of {height} x {width}: {size} is not a multiple of {factor}; the nearest is {near}")
-        rows, columns = self._functions.grid(self.config, height, width)
-        return TokenLayout(height=rows, width=columns, codebook_size=self.config.quantizer.size)
+        """Of pictures of height x width pixels. Raises UserError where the tokenizer cannot take them."""
+        return self._functions.layout(self.config, height, width)
 
     def encode(self, images: Images) -> Int[np.ndarray, "B N"]:
         """Pictures, uint8 or float32 in [-1, 1], of any batch size -> ids int32 in the order of the layout."""
@@ -102,16 +104,19 @@ class Tokenizer:
     def decode(self, ids: Int[np.ndarray, "B N"], layout: TokenLayout | None = None) -> Float[np.ndarray, "B H W 3"]:
         """Ids -> pictures float32, clamped to [-1, 1].
 
-        `layout`: where the pictures are neither of the training resolution nor square (see layout_for).
+        `layout`: where the pictures are neither of the training resolution nor square (see layout_for). Where the layout is
+        ordered, the first k ids are enough.
         """
         ids = self._checked_ids(ids)
         layout = layout or self._square(ids.shape[1])
+        if layout.ordered and ids.shape[1] < layout.sites:
+            ids = np.pad(ids, ((0, 0), (0, layout.sites - ids.shape[1])), constant_values=-1)  # one program for every k
         if ids.shape[1] != layout.sites:
             raise UserError(
                 f"{ids.shape[1]} ids a picture, but the layout is {layout.height} x {layout.width} = {layout.sites}:"
                 " for pictures of another shape pass layout=tok.layout_for(height, width)"
             )
-        pixels = layout.sites * self.config.network.factor**2
+        pixels = self.config.image_size**2 * layout.sites // self.layout.sites
         grid = (layout.height, layout.width)
         decode = functools.partial(_decode, self._functions, self.config, self.dtype, grid, self.params)
         return _chunks(decode, ids, _chunk(pixels))
@@ -123,7 +128,7 @@ class Tokenizer:
     def _square(self, sites: int) -> TokenLayout:
         """The layout of training, or the square grid of so many sites."""
         side = math.isqrt(sites)
-        if sites == self.layout.sites or side * side != sites:
+        if self.layout.kind != "grid" or sites == self.layout.sites or side * side != sites:
             return self.layout
         return dataclasses.replace(self.layout, height=side, width=side)
 
@@ -205,7 +210,7 @@ def load(folder: str | Path, dtype: Literal["float32", "bfloat16"] = "float32") 
         raise UserError(f"{folder} has format {about['format']}, this version reads up to {FORMAT}: upgrade mmgen-tokenizers")
     config = from_json(kind[0], about["config"])
     params = load_arrays(folder)
-    _check_shapes(folder, config, kind[1], params)
+    _check_shapes(folder, config, params)
     held = (folder / "reference_buffers.safetensors").is_file()
     buffers = flatten(load_arrays(folder, stem="reference_buffers")) if held else None
     return Tokenizer(config, params, about.get("source"), buffers, dtype)
@@ -226,9 +231,9 @@ def _find(folder: Path) -> tuple[Path, dict[str, Any]]:
     raise AssertionError
 
 
-def _check_shapes(folder: Path, config: VQGAN, functions: Any, params: dict) -> None:
+def _check_shapes(folder: Path, config: Config, params: dict) -> None:
     """Weights fit the configuration, or UserError that names what does not."""
-    expected = {name: leaf.shape for name, leaf in flatten(shapes(config, functions)).items()}
+    expected = {name: leaf.shape for name, leaf in flatten(shapes(config)).items()}
     found = {name: array.shape for name, array in flatten(params).items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
@@ -238,9 +243,9 @@ def _check_shapes(folder: Path, config: VQGAN, functions: Any, params: dict) -> 
             )
 
 
-def shapes(config: VQGAN, functions: Any = vqgan) -> dict:
+def shapes(config: Config) -> dict:
     """The parameters of a configuration as jax.ShapeDtypeStruct, nothing allocated."""
-    return jax.eval_shape(functools.partial(functions.init, config), jax.random.key(0))
+    return jax.eval_shape(functools.partial(family_of(config)[1].init, config), jax.random.key(0))
 
 
 def convert(
