@@ -44,16 +44,18 @@ def sample(
     out: str | None = None,
     tokens: str | None = None,
     npz: str | None = None,
+    dtype: str | None = None,
     **settings,
 ) -> list[Path]:
     """Draws `num` pictures for each prompt or label with the generator in a folder and returns the files written.
 
     `out`: FILE.png (a grid) or a folder (a file a picture), with a JSON of what was drawn beside; `tokens`: a file with
-    int32 "tokens" [N, sites]; `npz`: a file with uint8 "arr_0" [N, H, W, 3]. `settings` go to `Generator.generate`.
+    int32 "tokens" [N, sites]; `npz`: a file with uint8 "arr_0" [N, H, W, 3]. `settings` go to `Generator.generate`,
+    `dtype` to `mmgen.load`.
     """
     use_compilation_cache()
     start = time.perf_counter()
-    generator = load(folder)
+    generator = load(folder, dtype)
     rows = conditions(generator, prompts, labels, num)
     out = "samples.png" if out is None and npz is None and generator.tokenizer is not None else out
     check_outputs(generator, len(rows.values), out, tokens, npz)

@@ -4,7 +4,7 @@ RUN is a run folder, or any folder that `mmgen sample` or `mmgen-tokenizers` rea
 model.safetensors and, for a generator, its text model and tokenizer.
 
 example:
-  mmgen export runs/my_generator --out my_model
+  mmgen export runs/my_generator --out my_model --checkpoint best
   mmgen export runs/my_generator --out for_llamagen --format llamagen
 """
 
@@ -17,6 +17,11 @@ def parser() -> Parser:
     p = Parser("mmgen export", __doc__)
     p.add_argument("run", metavar="RUN")
     p.add_argument("--out", metavar="DIR", required=True, help="folder to write")
+    p.add_argument(
+        "--checkpoint",
+        metavar="best|last|STEP",
+        help="of a run: the one with the lowest validation loss, the last one (default), or that of a step",
+    )
     p.add_argument("--format", metavar="NAME", help="names and layout of published code: llamagen (default: our own)")
     return p
 
@@ -27,4 +32,4 @@ def main(arguments: Sequence[str]) -> None:
 
     from mmgen.folders import export
 
-    print(export(args.run, args.out, args.format))
+    print(export(args.run, args.out, args.format, args.checkpoint))

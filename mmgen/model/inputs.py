@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from mmgen.model.config import ClassCondition, FeatureCondition, GeneratorConfig, TextCondition
+from mmgen.model.config import ClassCondition, FeatureCondition, GeneratorConfig, NextToken, TextCondition
 from mmgen.model.layers import weight
 
 
@@ -42,9 +42,12 @@ class Shift(nnx.Module):
         return jnp.where((source >= 0)[:, :, None], x, 0)
 
 
+INPUT_RULES: dict[type, type[nnx.Module]] = {NextToken: Shift}  # of each kind of plan
+
+
 def input_rule(c: GeneratorConfig, rngs: nnx.Rngs) -> nnx.Module:
     """The rule that the plan of `c` reads its inputs by."""
-    return Shift(c, rngs)
+    return INPUT_RULES[type(c.plan)](c, rngs)
 
 
 class ClassEmbedding(nnx.Module):

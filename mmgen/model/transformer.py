@@ -2,7 +2,8 @@
 
 Parameters are a plain dict {"ends": condition, input rule, heads; "blocks": the layers, stacked on axis 0}.
 A batch is a dict: "ids" int32 [B, N(, G)] and one of "label" int32 [B] | "prompt" int32 [B, C] with "prompt_valid" bool [B, C]
-| "features" float32 [B, C, F] with "features_valid" bool [B, C].
+| "features" float32 [B, C, F] with "features_valid" bool [B, C]. Where each sample has its own order, "source" int32 [B, S] and
+"position" int32 [B, S, P] stand for the plan's.
 """
 
 import functools
@@ -78,18 +79,27 @@ def axes(c: GeneratorConfig) -> dict:
     return {"ends": names(Ends, c), "blocks": blocks}
 
 
-def plan_batch(c: GeneratorConfig, batch: dict) -> PlanBatch | None:
-    """Which slots are padding; None where none is."""
-    for name in ("prompt_valid", "features_valid"):
-        if name in batch:
-            content = jnp.ones((len(batch[name]), build_plan(c).slots - c.condition.slots), bool)
-            return PlanBatch(valid=jnp.concatenate([batch[name].astype(bool), content], axis=1))
-    return None
+def plan_batch(c: GeneratorConfig, batch: dict) -> PlanBatch:
+    """What differs from sample to sample: None where the plan speaks for all."""
+    given = next((batch[name] for name in ("prompt_valid", "features_valid") if name in batch), None)
+    if given is not None:
+        content = jnp.ones((len(given), build_plan(c).slots - c.condition.slots), bool)
+        given = jnp.concatenate([jnp.asarray(given, bool), content], axis=1)
+    return PlanBatch(given, batch.get("source"), batch.get("position"))
 
 
-def embed(c: GeneratorConfig, ends: Ends, batch: dict, plan: GenerationPlan) -> Float[Array, "b s d"]:
+def slots_of(plan: GenerationPlan, extra: PlanBatch) -> Slots:
+    """The plan's rows for all slots, [1, S, ...], or [B, S, ...] where the samples have their own."""
+    source, position = (
+        jnp.asarray(array)[None] if own is None else jnp.asarray(own)
+        for array, own in ((plan.source, extra.source), (plan.position, extra.position))
+    )
+    return Slots(jnp.asarray(plan.kind)[None], source, position)
+
+
+def embed(ends: Ends, batch: dict, plan: GenerationPlan, slots: Slots) -> Float[Array, "b s d"]:
     """Inputs of all slots: the condition first, then the input rule."""
-    rest = Slots(*(jnp.asarray(a[plan.condition_slots :])[None] for a in (plan.kind, plan.source, plan.position)))
+    rest = Slots(*(array[:, plan.condition_slots :] for array in slots))
     return jnp.concatenate([ends.condition(batch), ends.input(batch["ids"], rest)], axis=1)
 
 
@@ -127,11 +137,12 @@ def forward(
     plan, extra = build_plan(c), plan_batch(c, batch)
     params = jax.tree.map(lambda p: p.astype(dtype), params)
     ends = ends_of(c, params)
-    x = embed(c, ends, batch, plan)
+    slots = slots_of(plan, extra)
+    x = embed(ends, batch, plan, slots)
     keys = jax.random.split(jax.random.key(0) if key is None else key, c.layers + 1)
     x = _drop(c.dropout.token if key is not None else 0.0, keys[-1])(x)
-    angles = rotary_angles(c.block, jnp.asarray(plan.position)[None])
-    mask = mask_of(plan, extra)
+    angles = rotary_angles(c.block, slots.position)
+    mask = mask_of(plan, extra.valid)
 
     def layer(x, inputs):
         p, key_layer, path = inputs

@@ -20,10 +20,10 @@ POSITIONS = 7
 
 
 class PlanBatch(NamedTuple):
-    """What differs from sample to sample; an argument of every jitted program."""
+    """What differs from sample to sample; an argument of every jitted program. None: the plan speaks for all."""
 
-    valid: Bool[Array, "B S"]  # False: padding of a prompt
-    source: Int[Array, "B S"] | None = None  # None: the plan's
+    valid: Bool[Array, "B S"] | None = None  # False: padding of a prompt
+    source: Int[Array, "B S"] | None = None
     position: Int[Array, "B S P"] | None = None
 
 

@@ -150,6 +150,8 @@ def export(run: str | Path, out: str | Path, which: Literal["last", "best"] | in
     from mmgen.training import tasks
 
     run = Path(run).absolute()
+    if not (run / "experiment.json").is_file():
+        raise UserError(f"{run} is no run folder: only runs have checkpoints")
     experiment = config.load(run / "experiment.json")
     task = tasks.make(experiment, run)
     optimizer = task.optimizer(experiment)

@@ -12,6 +12,7 @@ import mmgen
 from mmgen.decoding.target import Filter, target
 from mmgen.model import transformer
 from mmgen.model.config import ClassCondition, FeatureCondition
+from mmgen.plan import PlanBatch
 from mmgen.pretrained import export, llamagen
 
 pytestmark = pytest.mark.parity
@@ -44,7 +45,8 @@ def test_hidden_states_and_logits(fixture):
     close(states[-1], io["h_layer1"])
     ends = transformer.ends_of(gen.config, gen.params)
     plan = transformer.build_plan(gen.config)
-    close(transformer.embed(gen.config, ends, raw | {"ids": io["idx"]}, plan), io["h_embed"])
+    slots = transformer.slots_of(plan, PlanBatch())
+    close(transformer.embed(ends, raw | {"ids": io["idx"]}, plan, slots), io["h_embed"])
     close(ends.heads["head0"].features(states[-1]), io["h_norm"])
 
 

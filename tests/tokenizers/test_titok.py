@@ -76,7 +76,7 @@ def test_layout_and_sizes():
     for images in (np.zeros((1, 16, 24, 3), np.uint8), np.zeros((1, 32, 32, 3), np.uint8)):
         with pytest.raises(UserError, match="knows 16 x 16 only"):
             tok.encode(images)
-    with pytest.raises(UserError, match="4 ids a picture, but the layout is 1 x 5"):  # 4 is no 2 x 2 grid, nor a prefix
+    with pytest.raises(UserError, match="4 ids a picture, but the layout is 1 x 5 = 5 ids"):  # 4 is no 2 x 2 grid, nor a prefix
         tok.decode(np.zeros((1, 4), np.int32))
 
 

@@ -14,6 +14,7 @@ _HOMES = {
     "api": ("Tokenizer", "convert", "load"),
     "errors": ("UserError",),
     "families.flexible": ("Flexible",),
+    "families.multiscale": ("MultiScale",),
     "families.titok": ("Proxy", "TiTok"),
     "families.vqgan": ("VQGAN",),
     "layout": ("TokenLayout",),
@@ -21,6 +22,7 @@ _HOMES = {
     "networks.cnn": ("CNN",),
     "networks.discriminator": ("PatchGAN",),
     "networks.vit": ("Trunk", "ViT"),
+    "quantizers.multiscale": ("MultiScaleVQ",),
     "quantizers.vq": ("VQ",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

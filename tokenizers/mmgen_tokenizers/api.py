@@ -17,17 +17,22 @@ from jaxtyping import Float, Int, UInt8
 
 from .configs import from_json, to_json
 from .errors import UserError, nearest
-from .families import flexible, titok, vqgan
+from .families import flexible, multiscale, titok, vqgan
 from .families.flexible import Flexible
+from .families.multiscale import MultiScale
 from .families.titok import TiTok
 from .families.vqgan import VQGAN
 from .files import flatten, load_arrays, read_json, save_arrays, unflatten, write_json
 from .layout import TokenLayout
 
 FORMAT = 1  # of the saved folder
-Config = VQGAN | TiTok | Flexible
-# Name in config.json -> configuration, functions.
-FAMILIES = {"vqgan": (VQGAN, vqgan), "titok": (TiTok, titok), "flexible": (Flexible, flexible)}
+Config = VQGAN | MultiScale | TiTok | Flexible
+FAMILIES = {  # name in config.json -> configuration, functions
+    "vqgan": (VQGAN, vqgan),
+    "multiscale": (MultiScale, multiscale),
+    "titok": (TiTok, titok),
+    "flexible": (Flexible, flexible),
+}
 PIXELS = 2**20  # a chunk of a large batch: 16 pictures of 256 x 256
 
 Images = UInt8[np.ndarray, "B H W 3"] | Float[np.ndarray, "B H W 3"]
@@ -46,9 +51,16 @@ def _decode(
     return jnp.clip(family.decode(config, params, ids, *grid, jnp.dtype(dtype)), -1, 1)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _next_input(
+    family: Any, config: Any, grid: tuple[int, int], params: dict, ids: Int[jax.Array, "B M"]
+) -> Float[jax.Array, "B L C"]:
+    return family.next_input(config, params, ids, *grid)
+
+
 def family_of(config: Config) -> tuple[str, Any]:
     """The name of its family, and the module with the family's functions."""
-    return next((name, functions) for name, (kind, functions) in FAMILIES.items() if isinstance(config, kind))
+    return next((name, functions) for name, (kind, functions) in FAMILIES.items() if type(config) is kind)
 
 
 def _chunks(function, array: np.ndarray, chunk: int) -> np.ndarray:
@@ -102,21 +114,16 @@ class Tokenizer:
         return _chunks(encode, images, _chunk(images.shape[1] * images.shape[2]))
 
     def decode(self, ids: Int[np.ndarray, "B N"], layout: TokenLayout | None = None) -> Float[np.ndarray, "B H W 3"]:
-        """Ids -> pictures float32, clamped to [-1, 1].
+        """Ids -> pictures float32, clamped to [-1, 1]. The first ids alone, as many as layout.prefixes says, give a coarse one.
 
-        `layout`: where the pictures are neither of the training resolution nor square (see layout_for). Where the layout is
-        ordered, the first k ids are enough.
+        `layout`: where the pictures are neither of the training resolution nor square (see layout_for).
         """
         ids = self._checked_ids(ids)
-        layout = layout or self._square(ids.shape[1])
-        if layout.ordered and ids.shape[1] < layout.sites:
-            ids = np.pad(ids, ((0, 0), (0, layout.sites - ids.shape[1])), constant_values=-1)  # one program for every k
-        if ids.shape[1] != layout.sites:
-            raise UserError(
-                f"{ids.shape[1]} ids a picture, but the layout is {layout.height} x {layout.width} = {layout.sites}:"
-                " for pictures of another shape pass layout=tok.layout_for(height, width)"
-            )
-        pixels = self.config.image_size**2 * layout.sites // self.layout.sites
+        layout = self._fitting(ids, layout)
+        if layout.ordered:  # one program for every k
+            ids = np.pad(ids, ((0, 0), (0, layout.sites - ids.shape[1])), constant_values=-1)
+        cells = self.layout.height * self.layout.width
+        pixels = self.config.image_size**2 * layout.height * layout.width // cells
         grid = (layout.height, layout.width)
         decode = functools.partial(_decode, self._functions, self.config, self.dtype, grid, self.params)
         return _chunks(decode, ids, _chunk(pixels))
@@ -125,10 +132,32 @@ class Tokenizer:
         """Code vectors, float32, as the decoder consumes them."""
         return np.asarray(self._functions.embed(self.config, self.params, jnp.asarray(self._checked_ids(ids))))
 
+    def next_input(self, ids: Int[np.ndarray, "B M"], layout: TokenLayout | None = None) -> Float[np.ndarray, "B L C"]:
+        """Ids of the first scales -> what a next-scale transformer reads at the sites of the second scale up to the one after
+        them, float32. `layout`: as for decode."""
+        ids = self._checked_ids(ids)
+        layout = self._fitting(ids, layout)
+        if not layout.scales:
+            raise UserError(f"next_input is for tokenizers of several scales, and this one gives {layout}")
+        grid = (layout.height, layout.width)
+        read = functools.partial(_next_input, self._functions, self.config, grid, self.params)
+        return _chunks(read, ids, _chunk(layout.sites * self.config.quantizer.dim))
+
+    def _fitting(self, ids: Int[np.ndarray, "B N"], layout: TokenLayout | None) -> TokenLayout:
+        """The layout, where none is given that of training or a square grid. Raises UserError where the ids are not of it."""
+        layout, count = layout or self._square(ids.shape[1]), ids.shape[1]
+        if count not in layout.prefixes:
+            whole = f" (of the first scales {', '.join(map(str, layout.prefixes))})" if layout.scales else ""
+            raise UserError(
+                f"{count} ids a picture, but the layout is {layout}{whole}:"
+                " for pictures of another shape pass layout=tok.layout_for(height, width)"
+            )
+        return layout
+
     def _square(self, sites: int) -> TokenLayout:
         """The layout of training, or the square grid of so many sites."""
         side = math.isqrt(sites)
-        if self.layout.kind != "grid" or sites == self.layout.sites or side * side != sites:
+        if sites == self.layout.sites or side * side != sites or self.layout.kind != "grid":
             return self.layout
         return dataclasses.replace(self.layout, height=side, width=side)
 

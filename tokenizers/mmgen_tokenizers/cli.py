@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import UserError, nearest
+from .errors import UserError, is_full_disk, nearest
 
 DESCRIPTION = "Image tokenizers: pictures to integers and back."
 EXAMPLE = """example:
@@ -119,8 +119,6 @@ def decode(args: argparse.Namespace) -> None:
     example:
       mmgen-tokenizers decode codes.npz --tokenizer models/vq16 --out pictures/
     """
-    import dataclasses
-
     from .api import load
     from .pictures import write_png
 
@@ -132,7 +130,8 @@ def decode(args: argparse.Namespace) -> None:
         )
     layout = None
     if "height" in codes and "width" in codes:
-        layout = dataclasses.replace(tokenizer.layout, height=int(codes["height"]), width=int(codes["width"]))
+        factor = tokenizer.config.network.factor
+        layout = tokenizer.layout_for(int(codes["height"]) * factor, int(codes["width"]) * factor)
     ids = codes["ids"]
     stems = [Path(str(name)).stem for name in codes["names"]] if "names" in codes else [""] * len(ids)
     for start in range(0, len(ids), args.batch):
@@ -211,10 +210,7 @@ def _summary(tokenizer: Any) -> str:
 
     layout, size = tokenizer.layout, tokenizer.config.image_size
     count = sum(leaf.size for leaf in jax.tree.leaves(tokenizer.params))
-    return (
-        f"{tokenizer.family}, {count / 1e6:.2f}M parameters, {size} x {size} pixels -> {layout.height} x {layout.width} = "
-        f"{layout.sites} ids of {layout.codebook_size} codes"
-    )
+    return f"{tokenizer.family}, {count / 1e6:.2f}M parameters, {size} x {size} pixels -> {layout}"
 
 
 def list_families(args: argparse.Namespace) -> None:
@@ -307,10 +303,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EISDIR, errno.ENOTDIR):
+    except (OSError, ValueError, RuntimeError) as error:
+        full = is_full_disk(error)
+        if not full and getattr(error, "errno", None) not in (errno.EACCES, errno.EISDIR, errno.ENOTDIR):
             raise
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        place = Path(error.filename).parent if error.filename else Path.cwd()
-        print(f"error: {f'the disk is full: free space in {place}' if full else error}", file=sys.stderr)
+        print(f"error: {'the disk is full: free space and start again' if full else error}", file=sys.stderr)
     return 2

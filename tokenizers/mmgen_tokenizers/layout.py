@@ -1,6 +1,7 @@
 """How the tokens of one picture are arranged: what a generator must know of a tokenizer."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 
@@ -8,16 +9,30 @@ from typing import Literal
 class TokenLayout:
     """`height` x `width` sites, each one of `codebook_size` codes (or `groups` of them, [B, N, G]).
 
-    "grid": sites of a picture in raster order. "sequence": `width` tokens that have no place in it, `height` 1.
+    "grid": the sites of a picture in raster order. "scales": several grids, from coarse to `height` x `width`, one behind the other
+    (VAR, arXiv 2404.02905). "sequence": `width` tokens that have no place in the picture (TiTok, arXiv 2406.07550), `height` 1.
     """
 
-    kind: Literal["grid", "sequence"] = "grid"
+    kind: Literal["grid", "scales", "sequence"] = "grid"
     height: int = 16
     width: int = 16
     codebook_size: int = 16384
     groups: int = 1
-    ordered: bool = False  # the first k sites make a picture, for any k
+    scales: tuple[tuple[int, int], ...] = ()  # rows and columns of each; none for a grid
+    ordered: bool = False  # any first few tokens make a picture
 
     @property
     def sites(self) -> int:
-        return self.height * self.width
+        return self.prefixes[-1]
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """How many ids `decode` takes: all of them; those of the first scales too, or any number where they are ordered."""
+        if self.ordered:
+            return tuple(range(1, self.width + 1))
+        return tuple(accumulate(height * width for height, width in self.scales or ((self.height, self.width),)))
+
+    def __str__(self) -> str:
+        grids = self.scales or ((self.height, self.width),)
+        shown = [f"{height} x {width}" for height, width in grids]
+        return f"{' + '.join(shown)} = {self.sites} ids of {self.codebook_size} codes"
