@@ -146,7 +146,7 @@ def test_unusable_input(folder, capsys):
     assert "no array `ids`" in failing(capsys, "decode", folder / "none.npz", *tok)
     assert "no tensors" in failing(capsys, "convert", "llamagen-vq", _empty(folder), "--out", folder / "no")
     save_arrays(folder / "foreign", unflatten({"conv.weight": np.zeros(2, np.float32)}))
-    assert "is it a tokenizer of LlamaGen" in failing(
+    assert "is it a tokenizer of llamagen-vq" in failing(
         capsys, "convert", "llamagen-vq", folder / "foreign/model.safetensors", "--out", folder / "no"
     )
     assert not (folder / "no").exists()

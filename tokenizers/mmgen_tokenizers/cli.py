@@ -222,9 +222,10 @@ def list_families(args: argparse.Namespace) -> None:
     from .pretrained import FAMILIES, PUBLISHED
 
     print(f"families of `convert`: {', '.join(FAMILIES)}\n")
-    print(f"{'weights':<8}{'family':<14}{'licence':<9}{'ids at 256 px':>13}{'codes':>8}{'rFID':>6}  verified by")
+    print(f"{'weights':<18}{'family':<17}{'licence':<15}{'ids at 256 px':>13}{'codes':>8}{'rFID':>6}  verified by")
     for name, (family, licence, ids, codes, fid, verified) in PUBLISHED.items():
-        print(f"{name:<8}{family:<14}{licence:<9}{ids:>13}{codes:>8}{fid:>6.2f}  {verified}")
+        published = "-" if fid is None else f"{fid:.2f}"
+        print(f"{name:<18}{family:<17}{licence:<15}{ids:>13}{codes:>8}{published:>6}  {verified}")
 
 
 def _save_npz(path: str, arrays: dict[str, Any]) -> None:
