@@ -18,6 +18,8 @@ _HOMES = {
     "losses": ("TokenizerLosses",),
     "networks.cnn": ("CNN",),
     "networks.discriminator": ("PatchGAN",),
+    "quantizers.binary": ("BSQ", "LFQ"),
+    "quantizers.fsq": ("FSQ",),
     "quantizers.vq": ("VQ",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
