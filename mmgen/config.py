@@ -98,7 +98,7 @@ class TokenizerTask:
     model: VQGAN | TiTok | Flexible = field(default_factory=VQGAN)
     losses: TokenizerLosses = field(default_factory=TokenizerLosses)
     discriminator_peak: float = 1e-4  # learning rate of the discriminator's own AdamW
-    revive_after: int | None = 200  # codes unused for that many steps restart at encodings of the batch; None: never
+    revive_after: int | None = 200  # codes of a table unused for that many steps restart at encodings of the batch; None: never
 
 
 @dataclass(frozen=True)

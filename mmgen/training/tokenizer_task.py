@@ -57,7 +57,7 @@ class TokenizerTraining:
             params["discriminator"] = discriminator.init(self.losses.discriminator, key_critic)
         quantizer = self.config.quantizer
         extra = {"usage": vq.start_usage(quantizer)}
-        if self.experiment.task.revive_after is not None:
+        if self.experiment.task.revive_after is not None and "quantizer" in params["model"]:
             extra["candidates"] = jnp.zeros((quantizer.size, quantizer.dim))
         return params, extra
 
@@ -78,10 +78,11 @@ class TokenizerTraining:
         if critic:
             grads["discriminator"], critic_metrics = self._critic_gradients(params, images, forward.reconstruction, step)
             metrics |= critic_metrics
-        extra = {**extra, "usage": vq.update_usage(extra["usage"], forward.ids)}
+        groups = self.config.quantizer.groups
+        extra = {**extra, "usage": vq.update_usage(extra["usage"], forward.ids, groups)}
         if "candidates" in extra:
             extra["candidates"] = _some(forward.latents, self.config.quantizer.size)
-        return grads, extra, metrics | vq.usage_metrics(extra["usage"])
+        return grads, extra, metrics | vq.usage_metrics(extra["usage"], groups)
 
     def _critic(self, params: Tree) -> Callable | None:
         if not self.losses.adversarial:
@@ -155,7 +156,10 @@ def _check(experiment: Experiment, example: dict) -> None:
 
 
 def _decayed(model: Tree) -> Tree:
-    return {**has_matrix_axes(model), "quantizer": jax.tree.map(lambda _: False, model["quantizer"])}
+    mask = has_matrix_axes(model)
+    if "quantizer" in mask:
+        mask["quantizer"] = jax.tree.map(lambda _: False, mask["quantizer"])
+    return mask
 
 
 def _some(latents: jax.Array, count: int) -> jax.Array:

@@ -22,6 +22,8 @@ _HOMES = {
     "networks.cnn": ("CNN",),
     "networks.discriminator": ("PatchGAN",),
     "networks.vit": ("Trunk", "ViT"),
+    "quantizers.binary": ("BSQ", "LFQ"),
+    "quantizers.fsq": ("FSQ",),
     "quantizers.multiscale": ("MultiScaleVQ",),
     "quantizers.vq": ("VQ",),
 }
