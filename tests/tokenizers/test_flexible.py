@@ -1,4 +1,4 @@
-"""The family Flexible: any first few tokens decode, training drops the others, and it learns to put the most in front."""
+"""The family Flexible: any first few tokens decode, and training drops the others."""
 
 import dataclasses
 
@@ -6,11 +6,9 @@ import jax
 import jax.numpy as jnp
 import mmgen_tokenizers as mt
 import numpy as np
-import optax
 import pytest
 from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.families import flexible
-from mmgen_tokenizers.metrics import psnr
 
 TINY = mt.Flexible(
     encoder=mt.Trunk(32, 1, 2),
@@ -45,10 +43,11 @@ def test_each_prefix_decodes_and_ignores_what_follows(tok):
     assert all(p.shape == IMAGES.shape for p in pictures)
     assert all(np.abs(a - b).max() > 1e-4 for a, b in zip(pictures, pictures[1:], strict=False))
     codes = jnp.asarray(tok.embed(ids))
+    draw = jax.jit(lambda p, codes, kept: flexible.picture(TINY, p, flexible.hidden(TINY, p, codes, kept)))
     for k in (1, 4):
         kept = np.broadcast_to(np.arange(6) < k, (2, 6))
         other = codes.at[:, k:].set(7.0)  # what stands behind the prefix plays no part
-        drawn = jax.jit(lambda p, c, kept: flexible.picture(TINY, p, flexible.hidden(TINY, p, c, kept)))(tok.params, other, kept)
+        drawn = draw(tok.params, other, kept)
         np.testing.assert_allclose(drawn.clip(-1, 1), pictures[k - 1], atol=1e-5)
 
 
@@ -82,7 +81,9 @@ def test_causal_tokens_do_not_know_those_behind(tok, causal):
     assert (change[:-1].max() == 0) if causal else (change[:-1].min() > 0)
 
 
-@pytest.mark.parametrize("kind, tokens, wanted", [("uniform", 6, range(1, 7)), ("powers", 8, (1, 2, 4, 8)), ("powers", 6, (1, 2, 4, 6))])
+@pytest.mark.parametrize(
+    "kind, tokens, wanted", [("uniform", 6, range(1, 7)), ("powers", 8, (1, 2, 4, 8)), ("powers", 6, (1, 2, 4, 6))]
+)
 def test_lengths_are_drawn_evenly(kind, tokens, wanted):
     config = dataclasses.replace(TINY, lengths=kind, tokens=tokens)
     values, counts = np.unique(flexible.draw_lengths(config, jax.random.key(0), 6000), return_counts=True)
@@ -98,31 +99,3 @@ def test_training_drops_tails_by_the_key(tok):
     f = jax.jit(lambda p: flexible.forward(TINY, p, IMAGES, jnp.float32, key))(tok.params)
     for i, k in enumerate(lengths):
         np.testing.assert_allclose(f.reconstruction[i].clip(-1, 1), tok.decode(np.asarray(f.ids[:, :k]))[i], atol=1e-5)
-
-
-def blocks(count, seed):
-    """Pictures of 4 x 4 coloured squares of 4 x 4 pixels."""
-    colours = np.random.default_rng(seed).uniform(-1, 1, (count, 2, 2, 3))
-    return colours.repeat(8, 1).repeat(8, 2).astype(np.float32)
-
-
-def test_it_learns_and_more_tokens_show_more():
-    images, optimizer = blocks(64, 1), optax.adam(3e-3)
-
-    @jax.jit
-    def step(carry, key):
-        def loss(p):
-            f = flexible.forward(TINY, p, images, key=key)
-            return jnp.square(f.reconstruction - images).mean() + sum(f.losses.values())
-
-        params, state = carry
-        updates, state = optimizer.update(jax.grad(loss)(params), state)
-        return (optax.apply_updates(params, updates), state), None
-
-    params = flexible.init(TINY, jax.random.key(0))
-    train = jax.jit(lambda carry: jax.lax.scan(step, carry, jax.random.split(jax.random.key(1), 400))[0])
-    tok = mt.Tokenizer(TINY, train((params, optimizer.init(params)))[0])
-    ids = tok.encode(images)
-    scores = [float(np.mean(psnr(tok.decode(ids[:, :k]), images))) for k in (1, 2, 4, 6)]
-    print(scores)
-    assert scores[-1] > scores[0] + 1, scores

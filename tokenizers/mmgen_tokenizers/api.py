@@ -131,7 +131,8 @@ class Tokenizer:
         ids = self._checked_ids(ids)
         layout = self._fitting(ids, layout)
         if layout.ordered:  # one program for every k
-            ids = np.pad(ids, ((0, 0), (0, layout.sites - ids.shape[1])), constant_values=-1)
+            absent = np.full((len(ids), layout.sites - ids.shape[1], *ids.shape[2:]), -1, np.int32)
+            ids = np.concatenate([ids, absent], 1)
         cells = self.layout.height * self.layout.width
         pixels = self.config.image_size**2 * layout.height * layout.width // cells
         grid = (layout.height, layout.width)

@@ -9,8 +9,8 @@ from typing import Literal
 class TokenLayout:
     """`height` x `width` sites, each one of `codebook_size` codes (or `groups` of them, [B, N, G]).
 
-    "grid": the sites of a picture in raster order. "scales": several grids, from coarse to `height` x `width`, one behind the other
-    (VAR, arXiv 2404.02905). "sequence": `width` tokens that have no place in the picture (TiTok, arXiv 2406.07550), `height` 1.
+    "grid": the sites of a picture in raster order. "scales": several grids, from coarse to `height` x `width`, one behind the
+    other (VAR, arXiv 2404.02905). "sequence": `width` tokens without a place in the picture (TiTok, arXiv 2406.07550).
     """
 
     kind: Literal["grid", "scales", "sequence"] = "grid"

@@ -1,9 +1,9 @@
 """Ordered tokens of which any first few make a picture: nested dropout on TiTok's ViT (One-D-Piece, arXiv 2501.10064).
 
 In training each picture keeps its first k tokens, k drawn anew, and a learned vector stands for the rest, so the first tokens
-learn to carry the most. `causal` makes them registers as in FlexTok (arXiv 2502.13967): token i is found without those behind it.
-Pure functions over `params`, a plain dict {"encoder", "quant_conv", "quantizer", "post_quant_conv", "absent", "decoder", "head"}
-of float32. Pictures are [-1, 1].
+learn to carry the most. `causal` makes them the registers of FlexTok (arXiv 2502.13967): none depends on those behind it.
+Pure functions over `params`, a plain dict {"encoder", "quant_conv"[, "quantizer"], "post_quant_conv", "absent", "decoder",
+"head"} of float32. Pictures are [-1, 1].
 """
 
 import functools
@@ -21,7 +21,7 @@ from ..layout import TokenLayout
 from ..networks import layers
 from ..networks.layers import Conv, Draws
 from ..networks.vit import TokenDecoder, TokenEncoder, Trunk, check_patches, check_size
-from ..quantizers import vq
+from ..quantizers import Quantizer, functions
 from ..quantizers.vq import VQ
 from .titok import PixelHead, of_kernel
 from .vqgan import Forward
@@ -33,7 +33,7 @@ Params = dict[str, Any]
 class Flexible:
     encoder: Trunk = Trunk()
     decoder: Trunk = Trunk()
-    quantizer: VQ = VQ(size=4096, dim=12)
+    quantizer: Quantizer = VQ(size=4096, dim=12)
     tokens: int = 256  # ids a picture at most
     image_size: int = 256  # pixels a side; no other, for positions are learned
     patch: int = 16
@@ -52,7 +52,8 @@ class Flexible:
 def layout(config: Flexible, height: int, width: int) -> TokenLayout:
     """Of pictures of height x width pixels. Raises UserError where they are not of the one size."""
     check_size(config.image_size, height, width)
-    return TokenLayout("sequence", 1, config.tokens, config.quantizer.size, ordered=True)
+    quantizer = config.quantizer
+    return TokenLayout("sequence", 1, config.tokens, quantizer.size, quantizer.groups, ordered=True)
 
 
 class Network(nnx.Module):
@@ -71,8 +72,10 @@ class Network(nnx.Module):
 @functools.partial(jax.jit, static_argnums=0)
 def init(config: Flexible, key: Array) -> Params:
     """Fresh parameters, in one compiled program."""
-    network, codebook = jax.random.split(key)
-    return {**layers.init(Network, network, config), "quantizer": vq.init(config.quantizer, codebook)}
+    key_network, key_codes = jax.random.split(key)
+    network = layers.init(Network, key_network, config)
+    codes = functions(config.quantizer).init(config.quantizer, key_codes)
+    return {**network, "quantizer": codes} if codes else network
 
 
 def _network(config: Flexible, params: Params) -> Network:
@@ -101,23 +104,25 @@ def picture(config: Flexible, params: Params, hidden: Float[Array, "B H W 3"]) -
     return _network(config, params).head.picture(hidden).astype(jnp.float32)
 
 
-def encode(config: Flexible, params: Params, images: Float[Array, "B H W 3"], dtype=jnp.float32) -> Int[Array, "B N"]:
+def encode(config: Flexible, params: Params, images: Float[Array, "B H W 3"], dtype=jnp.float32) -> Int[Array, "B N *G"]:
     """Pictures in [-1, 1] -> ids."""
-    return vq.nearest(config.quantizer, params["quantizer"], encode_latents(config, params, images, dtype))
+    latents = encode_latents(config, params, images, dtype)
+    return functions(config.quantizer).nearest(config.quantizer, params.get("quantizer", {}), latents)
 
 
-def embed(config: Flexible, params: Params, ids: Int[Array, "B N"]) -> Float[Array, "B N C"]:
+def embed(config: Flexible, params: Params, ids: Int[Array, "B N *G"]) -> Float[Array, "B N C"]:
     """Ids -> code vectors as the decoder consumes them."""
-    return vq.lookup(config.quantizer, params["quantizer"], ids)
+    return functions(config.quantizer).lookup(config.quantizer, params.get("quantizer", {}), ids)
 
 
-def decode(config: Flexible, params: Params, ids: Int[Array, "B N"], height: int, width: int, dtype=jnp.float32):
+def decode(config: Flexible, params: Params, ids: Int[Array, "B N *G"], height: int, width: int, dtype=jnp.float32):
     """Ids, -1 where a token is absent -> pictures float32 [B, H, W, 3] in [-1, 1], not clamped.
 
     One program serves every length. `height` x `width`, the layout's, say nothing here.
     """
     codes = embed(config, params, jnp.maximum(ids, 0))
-    return picture(config, params, hidden(config, params, codes, ids >= 0, dtype))
+    kept = ids.reshape(*ids.shape[:2], -1)[..., 0] >= 0
+    return picture(config, params, hidden(config, params, codes, kept, dtype))
 
 
 def draw_lengths(config: Flexible, key: Array, count: int) -> Int[Array, "count"]:
@@ -136,8 +141,8 @@ def forward(
     `key`: each picture keeps a length drawn from it; None: all tokens.
     """
     latents = encode_latents(config, params, images, dtype)
-    quantized = vq.quantize(config.quantizer, params["quantizer"], latents)
-    B, N = quantized.ids.shape
+    quantized = functions(config.quantizer).quantize(config.quantizer, params.get("quantizer", {}), latents)
+    B, N = quantized.ids.shape[:2]
     lengths = jnp.full(B, N) if key is None else draw_lengths(config, key, B)
     h = hidden(config, params, quantized.codes, jnp.arange(N) < lengths[:, None], dtype)
     return Forward(picture(config, params, h), h, latents, quantized.ids, quantized.losses)

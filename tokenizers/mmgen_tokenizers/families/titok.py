@@ -1,6 +1,6 @@
 """TiTok (arXiv 2406.07550): a picture as a short sequence of tokens that have no place in it. ViT, vector quantizer, ViT.
 
-Pure functions over `params`, a plain dict {"encoder", "quant_conv", "quantizer", "post_quant_conv", "decoder", "head"} of
+Pure functions over `params`, a plain dict {"encoder", "quant_conv"[, "quantizer"], "post_quant_conv", "decoder", "head"} of
 float32. Pictures are [-1, 1] on this side; the networks see and draw [0, 1].
 """
 
@@ -21,14 +21,13 @@ from ..networks import cnn, layers
 from ..networks.cnn import CNN
 from ..networks.layers import Conv, Draws, depth_to_space
 from ..networks.vit import TokenDecoder, TokenEncoder, Trunk, check_patches, check_size
-from ..quantizers import vq
+from ..quantizers import Quantizer, functions
 from ..quantizers.vq import VQ
 from .vqgan import Forward
 
 Params = dict[str, Any]
-MASKGIT = CNN(
-    decoder_blocks=2, attention_levels=(), middle_attention=False, bias=False, shortcut="output", down="average", latent_kernel=1
-)
+MASKGIT = CNN(decoder_blocks=2, attention_levels=(), middle_attention=False, bias=False, shortcut="output", down="average",
+              latent_kernel=1)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Proxy:
 class TiTok:
     encoder: Trunk = Trunk()
     decoder: Trunk = Trunk()
-    quantizer: VQ = VQ(size=8192, dim=64, normalize=False)
+    quantizer: Quantizer = VQ(size=8192, dim=64, normalize=False)
     tokens: int = 128  # ids a picture
     image_size: int = 256  # pixels a side; no other, for positions are learned
     patch: int = 16
@@ -65,7 +64,7 @@ class TiTok:
 def layout(config: TiTok, height: int, width: int) -> TokenLayout:
     """Of pictures of height x width pixels. Raises UserError where they are not of the one size."""
     check_size(config.image_size, height, width)
-    return TokenLayout("sequence", 1, config.tokens, config.quantizer.size)
+    return TokenLayout("sequence", 1, config.tokens, config.quantizer.size, config.quantizer.groups)
 
 
 class PixelHead(nnx.Module):
@@ -116,8 +115,10 @@ class Network(nnx.Module):
 @functools.partial(jax.jit, static_argnums=0)
 def init(config: TiTok, key: Array) -> Params:
     """Fresh parameters, in one compiled program."""
-    network, codebook = jax.random.split(key)
-    return {**layers.init(Network, network, config), "quantizer": vq.init(config.quantizer, codebook)}
+    key_network, key_codes = jax.random.split(key)
+    network = layers.init(Network, key_network, config)
+    codes = functions(config.quantizer).init(config.quantizer, key_codes)
+    return {**network, "quantizer": codes} if codes else network
 
 
 def _network(config: TiTok, params: Params) -> Network:
@@ -144,17 +145,18 @@ def picture(config: TiTok, params: Params, hidden: Float[Array, "B X Y D"]) -> F
     return _network(config, params).head.picture(hidden).astype(jnp.float32) * 2 - 1
 
 
-def encode(config: TiTok, params: Params, images: Float[Array, "B H W 3"], dtype=jnp.float32) -> Int[Array, "B N"]:
+def encode(config: TiTok, params: Params, images: Float[Array, "B H W 3"], dtype=jnp.float32) -> Int[Array, "B N *G"]:
     """Pictures in [-1, 1] -> ids."""
-    return vq.nearest(config.quantizer, params["quantizer"], encode_latents(config, params, images, dtype))
+    latents = encode_latents(config, params, images, dtype)
+    return functions(config.quantizer).nearest(config.quantizer, params.get("quantizer", {}), latents)
 
 
-def embed(config: TiTok, params: Params, ids: Int[Array, "B N"]) -> Float[Array, "B N C"]:
+def embed(config: TiTok, params: Params, ids: Int[Array, "B N *G"]) -> Float[Array, "B N C"]:
     """Ids -> code vectors as the decoder consumes them."""
-    return vq.lookup(config.quantizer, params["quantizer"], ids)
+    return functions(config.quantizer).lookup(config.quantizer, params.get("quantizer", {}), ids)
 
 
-def decode(config: TiTok, params: Params, ids: Int[Array, "B N"], height: int, width: int, dtype=jnp.float32):
+def decode(config: TiTok, params: Params, ids: Int[Array, "B N *G"], height: int, width: int, dtype=jnp.float32):
     """Ids -> pictures float32 [B, H, W, 3] in [-1, 1], not clamped. `height` x `width`, the layout's, say nothing here."""
     return picture(config, params, hidden(config, params, embed(config, params, ids), dtype))
 
@@ -164,7 +166,7 @@ def forward(
 ) -> Forward:
     """The pass of a training step: pictures in [-1, 1] -> reconstruction, quantizer losses, ids. Draws nothing from `key`."""
     latents = encode_latents(config, params, images, dtype)
-    quantized = vq.quantize(config.quantizer, params["quantizer"], latents)
+    quantized = functions(config.quantizer).quantize(config.quantizer, params.get("quantizer", {}), latents)
     h = hidden(config, params, quantized.codes, dtype)
     return Forward(picture(config, params, h), h, latents, quantized.ids, quantized.losses)
 

@@ -1,8 +1,9 @@
 """Vision transformers (arXiv 2010.11929) as encoders and decoders of tokenizers, in two forms around the same trunk.
 
-Over a grid: `Encoder` and `Decoder`, one vector a patch, with the interface of cnn.py's (BSQ-ViT, ViT-VQGAN). With latent tokens:
-`TokenEncoder` and `TokenDecoder`, a sequence that has no place in the picture (TiTok and its descendants). Positions are learned,
-so a network knows one size of picture. Parameters are plain nested dicts, e.g. `transformer.blocks.3.attention.qkv.kernel`.
+Over a grid: `Encoder` and `Decoder`, one vector a patch, with the interface of cnn.py's (BSQ-ViT, ViT-VQGAN). With latent
+tokens: `TokenEncoder` and `TokenDecoder`, a sequence that has no place in the picture (TiTok and its descendants). Positions
+are learned, so a network knows one size of picture. Parameters are plain nested dicts, e.g.
+`transformer.blocks.3.attention.qkv.kernel`.
 """
 
 from dataclasses import dataclass
@@ -131,8 +132,8 @@ class Transformer(nnx.Module):
 
 
 def _learned(draws: Draws, *shape: int) -> nnx.Param:
-    """Positions or tokens [..., D]."""
-    return nnx.Param(draws.uniform(shape, shape[-1] ** -0.5))
+    """Positions or tokens [..., D], of deviation 1/sqrt(D) as TiTok's: a third of it, and training stalls for long."""
+    return nnx.Param(draws.uniform(shape, (3 / shape[-1]) ** 0.5))
 
 
 def _patches(x: Float[Array, "B H W 3"], size: int) -> Float[Array, "B P D"]:
