@@ -62,7 +62,7 @@ class TokenizerTraining:
         extra = {"usage": vq.start_usage(quantizer)}
         if self.scales:
             extra["scales"] = {name: vq.start_usage(quantizer) for name in self.scales}
-        if self.experiment.task.revive_after is not None:
+        if self.experiment.task.revive_after is not None and "quantizer" in params["model"]:
             extra["candidates"] = jnp.zeros((quantizer.size, quantizer.dim))
         return params, extra
 
@@ -87,13 +87,14 @@ class TokenizerTraining:
         if critic:
             grads["discriminator"], critic_metrics = self._critic_gradients(params, images, forward.reconstruction, step)
             metrics |= critic_metrics
-        extra = {**extra, "usage": vq.update_usage(extra["usage"], forward.ids)}
+        groups = self.config.quantizer.groups
+        extra = {**extra, "usage": vq.update_usage(extra["usage"], forward.ids, groups)}
         if "candidates" in extra:
             extra["candidates"] = _some(forward.latents, self.config.quantizer.size)
-        metrics |= vq.usage_metrics(extra["usage"])
+        metrics |= vq.usage_metrics(extra["usage"], groups)
         if self.scales:
             extra["scales"] = {
-                name: vq.update_usage(extra["scales"][name], forward.ids[:, part]) for name, part in self.scales.items()
+                name: vq.update_usage(extra["scales"][name], forward.ids[:, part], groups) for name, part in self.scales.items()
             }
             metrics |= _scale_metrics(extra["scales"])
         return grads, extra, metrics
@@ -208,10 +209,13 @@ def _not_in_shapes(config: mt.VQGAN) -> dict[str, object]:
 
 
 def _decayed(model: Tree) -> Tree:
-    return {**has_matrix_axes(model), "quantizer": jax.tree.map(lambda _: False, model["quantizer"])}
+    mask = has_matrix_axes(model)
+    if "quantizer" in mask:
+        mask["quantizer"] = jax.tree.map(lambda _: False, mask["quantizer"])
+    return mask
 
 
 def _some(latents: jax.Array, count: int) -> jax.Array:
-    """`count` latents of a batch [B, h, w, C], in turn: float32 [count, C]."""
+    """`count` latents of a batch [B, ..., C], in turn: float32 [count, C]."""
     rows = latents.reshape(-1, latents.shape[-1]).astype(jnp.float32)
     return rows[jnp.arange(count) % len(rows)]

@@ -13,12 +13,17 @@ import importlib
 _HOMES = {
     "api": ("Tokenizer", "convert", "load"),
     "errors": ("UserError",),
+    "families.flexible": ("Flexible",),
     "families.multiscale": ("MultiScale",),
+    "families.titok": ("Proxy", "TiTok"),
     "families.vqgan": ("VQGAN",),
     "layout": ("TokenLayout",),
     "losses": ("TokenizerLosses",),
     "networks.cnn": ("CNN",),
     "networks.discriminator": ("PatchGAN",),
+    "networks.vit": ("Trunk", "ViT"),
+    "quantizers.binary": ("BSQ", "LFQ"),
+    "quantizers.fsq": ("FSQ",),
     "quantizers.multiscale": ("MultiScaleVQ",),
     "quantizers.vq": ("VQ",),
 }

@@ -13,34 +13,43 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Int8, UInt8
 from PIL import Image
 
 from .configs import changed, from_json, to_json
 from .errors import UserError, nearest
-from .families import multiscale, vqgan
+from .families import flexible, multiscale, titok, vqgan
+from .families.flexible import Flexible
 from .families.multiscale import MultiScale
+from .families.titok import TiTok
 from .families.vqgan import VQGAN
 from .files import flatten, load_arrays, read_json, save_arrays, temporary_beside, unflatten, write_json
 from .layout import TokenLayout
 from .pictures import stack
+from .quantizers.binary import LFQ, ids_to_bits
 
 FORMAT = 1  # of the saved folder
-FAMILIES = {"vqgan": (VQGAN, vqgan), "multiscale": (MultiScale, multiscale)}  # name in config.json -> configuration, functions
+Config = VQGAN | MultiScale | TiTok | Flexible
+FAMILIES = {  # name in config.json -> configuration, functions
+    "vqgan": (VQGAN, vqgan),
+    "multiscale": (MultiScale, multiscale),
+    "titok": (TiTok, titok),
+    "flexible": (Flexible, flexible),
+}
 PIXELS = 2**20  # a chunk of a large batch: 16 pictures of 256 x 256
 
 Images = UInt8[np.ndarray, "B H W 3"] | Float[np.ndarray, "B H W 3"] | Image.Image | Sequence[Image.Image]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _encode(family: Any, config: Any, dtype: str, params: dict, images: Images) -> Int[jax.Array, "B N"]:
+def _encode(family: Any, config: Any, dtype: str, params: dict, images: Images) -> Int[jax.Array, "B N *G"]:
     signed = images.astype(jnp.float32) / 127.5 - 1 if images.dtype == jnp.uint8 else images
     return family.encode(config, params, signed, jnp.dtype(dtype))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _decode(
-    family: Any, config: Any, dtype: str, grid: tuple[int, int], params: dict, ids: Int[jax.Array, "B N"]
+    family: Any, config: Any, dtype: str, grid: tuple[int, int], params: dict, ids: Int[jax.Array, "B N *G"]
 ) -> Float[jax.Array, "B H W 3"]:
     return jnp.clip(family.decode(config, params, ids, *grid, jnp.dtype(dtype)), -1, 1)
 
@@ -52,7 +61,7 @@ def _next_input(
     return family.next_input(config, params, ids, *grid)
 
 
-def family_of(config: VQGAN) -> tuple[str, Any]:
+def family_of(config: Config) -> tuple[str, Any]:
     """The name of its family, and the module with the family's functions."""
     return next((name, functions) for name, (kind, functions) in FAMILIES.items() if type(config) is kind)
 
@@ -78,7 +87,7 @@ class Tokenizer:
 
     def __init__(
         self,
-        config: VQGAN,
+        config: Config,
         params: dict,
         source: str | None = None,
         buffers: dict[str, np.ndarray] | None = None,
@@ -100,29 +109,39 @@ class Tokenizer:
         """Of pictures of height x width pixels. Raises UserError where the tokenizer cannot take them."""
         return self._functions.layout(self.config, height, width)
 
-    def encode(self, images: Images) -> Int[np.ndarray, "B N"]:
-        """Pictures, uint8 or float32 in [-1, 1], of any batch size -> ids int32 in the order of the layout.
-
-        numpy and jax arrays, or Pillow's pictures (one, or a list of one size).
-        """
+    def encode(self, images: Images) -> Int[np.ndarray, "B N *G"]:
+        """Pictures, uint8 or float32 in [-1, 1], of any batch size -> ids int32 in the order of the layout; with a last axis G
+        where it has groups. numpy and jax arrays, or Pillow's pictures (one, or a list of one size)."""
         images = _checked_images(images)
         self.layout_for(*images.shape[1:3])
         encode = functools.partial(_encode, self._functions, self.config, self.dtype, self.params)
         return _chunks(encode, images, _chunk(images.shape[1] * images.shape[2]))
 
-    def decode(self, ids: Int[np.ndarray, "B N"], layout: TokenLayout | None = None) -> Float[np.ndarray, "B H W 3"]:
-        """Ids -> pictures float32, clamped to [-1, 1]. With layout.scales, ids of the first scales give the coarse picture.
+    def encode_bits(self, images: Images) -> Int8[np.ndarray, "B N K"]:
+        """The bits (0 or 1) of binary codes in the order of the latent's channels, whatever the order and groups of the ids:
+        quantizers.binary.bits_to_ids makes the ids of them. Raises UserError where codes are not binary."""
+        quantizer = self.config.quantizer
+        if not isinstance(quantizer, LFQ):
+            raise UserError(f"the codes of a {type(quantizer).__name__} are not bits, those of LFQ and BSQ are: use encode")
+        return np.asarray(ids_to_bits(quantizer, self.encode(images)))
+
+    def decode(self, ids: Int[np.ndarray, "B N *G"], layout: TokenLayout | None = None) -> Float[np.ndarray, "B H W 3"]:
+        """Ids -> pictures float32, clamped to [-1, 1]. The first ids alone, as many as layout.prefixes says, give a coarse one.
 
         `layout`: where the pictures are neither of the training resolution nor square (see layout_for).
         """
         ids = self._checked_ids(ids)
         layout = self._fitting(ids, layout)
-        pixels = layout.height * layout.width * self.config.network.factor**2
+        if layout.ordered:  # one program for every k
+            absent = np.full((len(ids), layout.sites - ids.shape[1], *ids.shape[2:]), -1, np.int32)
+            ids = np.concatenate([ids, absent], 1)
+        cells = self.layout.height * self.layout.width
+        pixels = self.config.image_size**2 * layout.height * layout.width // cells
         grid = (layout.height, layout.width)
         decode = functools.partial(_decode, self._functions, self.config, self.dtype, grid, self.params)
         return _chunks(decode, ids, _chunk(pixels))
 
-    def embed(self, ids: Int[np.ndarray, "B N"]) -> Float[np.ndarray, "B N C"]:
+    def embed(self, ids: Int[np.ndarray, "B N *G"]) -> Float[np.ndarray, "B N C"]:
         """Code vectors, float32, as the decoder consumes them."""
         return np.asarray(self._functions.embed(self.config, self.params, jnp.asarray(self._checked_ids(ids))))
 
@@ -151,14 +170,16 @@ class Tokenizer:
     def _square(self, sites: int) -> TokenLayout:
         """The layout of training, or the square grid of so many sites."""
         side = math.isqrt(sites)
-        if sites == self.layout.sites or side * side != sites or self.layout.scales:
+        if sites == self.layout.sites or side * side != sites or self.layout.kind != "grid":
             return self.layout
         return dataclasses.replace(self.layout, height=side, width=side)
 
-    def _checked_ids(self, ids: Int[np.ndarray, "B N"]) -> Int[np.ndarray, "B N"]:
-        ids = np.asarray(ids)
-        if ids.ndim != 2 or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
-            raise UserError(f"expected ids [B, N] of integers, got {ids.dtype} {list(ids.shape)}")
+    def _checked_ids(self, ids: Int[np.ndarray, "B N *G"]) -> Int[np.ndarray, "B N *G"]:
+        ids, groups = np.asarray(ids), self.config.quantizer.groups
+        shape = "[B, N]" if groups == 1 else f"[B, N, {groups}]"
+        fits = ids.ndim == 2 if groups == 1 else ids.ndim == 3 and ids.shape[2] == groups
+        if not fits or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
+            raise UserError(f"expected ids {shape} of integers, got {ids.dtype} {list(ids.shape)}")
         if ids.min() < 0 or ids.max() >= self.config.quantizer.size:
             last = self.config.quantizer.size - 1
             raise UserError(f"ids reach from {ids.min()} to {ids.max()}, but the codebook has codes 0 to {last}")
@@ -258,7 +279,7 @@ def _find(folder: Path) -> tuple[Path, dict[str, Any]]:
     raise AssertionError
 
 
-def _check_shapes(folder: Path, config: VQGAN, params: dict) -> None:
+def _check_shapes(folder: Path, config: Config, params: dict) -> None:
     """Weights fit the configuration, or UserError that names what does not."""
     expected = {name: leaf.shape for name, leaf in flatten(shapes(config)).items()}
     found = {name: array.shape for name, array in flatten(params).items()}
@@ -270,7 +291,7 @@ def _check_shapes(folder: Path, config: VQGAN, params: dict) -> None:
             )
 
 
-def shapes(config: VQGAN) -> dict:
+def shapes(config: Config) -> dict:
     """The parameters of a configuration as jax.ShapeDtypeStruct, nothing allocated."""
     return jax.eval_shape(functools.partial(family_of(config)[1].init, config), jax.random.key(0))
 

@@ -248,8 +248,9 @@ def _load_npz(path: str) -> dict[str, np.ndarray]:
             arrays = {name: file[name] for name in file.files}
     except (ValueError, OSError, AttributeError, zipfile.BadZipFile):
         raise UserError(f"{path} is no .npz file") from None
-    if "ids" not in arrays or arrays["ids"].ndim != 2:
-        raise UserError(f"{path} has no array `ids` [pictures, N]; it holds {', '.join(arrays) or 'nothing'}")
+    if "ids" not in arrays or arrays["ids"].ndim not in (2, 3):
+        holds = ", ".join(arrays) or "nothing"
+        raise UserError(f"{path} has no array `ids` [pictures, N] or [pictures, N, groups]; it holds {holds}")
     return arrays
 
 

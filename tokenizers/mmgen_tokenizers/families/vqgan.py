@@ -1,6 +1,7 @@
-"""VQGAN (arXiv 2012.09841): convolutional encoder, vector quantizer, convolutional decoder. One id a grid cell, raster order.
+"""VQGAN (arXiv 2012.09841): convolutional encoder, quantizer, convolutional decoder. One id a grid cell, raster order; with the
+groups of binary quantizers (quantizers/binary.py) several: ids are then [B, N, G] for [B, N].
 
-Pure functions over `params`, a plain dict {"encoder", "decoder", "quantizer"[, "quant_conv", "post_quant_conv"]} of float32.
+Pure functions over `params`, a plain dict {"encoder", "decoder"[, "quantizer", "quant_conv", "post_quant_conv"]} of float32.
 Pictures are [-1, 1] on this side whatever range the weights expect.
 """
 
@@ -16,10 +17,11 @@ from jaxtyping import Array, Float, Int
 
 from ..errors import UserError
 from ..layout import TokenLayout
-from ..networks import layers
-from ..networks.cnn import CNN, Decoder, Encoder
+from ..networks import cnn, layers, vit
+from ..networks.cnn import CNN
 from ..networks.layers import Conv, Draws
-from ..quantizers import vq
+from ..networks.vit import ViT
+from ..quantizers import Quantizer, functions
 from ..quantizers.vq import VQ
 
 Params = dict[str, Any]
@@ -27,9 +29,9 @@ Params = dict[str, Any]
 
 @dataclass(frozen=True)
 class VQGAN:
-    network: CNN = CNN()
-    quantizer: VQ = VQ()
-    image_size: int = 256  # pixels a side in training; other sizes that are multiples of the factor work too
+    network: CNN | ViT = CNN()
+    quantizer: Quantizer = VQ()
+    image_size: int = 256  # pixels a side in training; a CNN takes other sizes that are multiples of its factor too
     quant_conv: Literal[0, 1, 3] = 1  # kernel of the convolutions latent -> code -> latent; 0: none (latent = quantizer.dim)
     range: Literal["signed", "unit"] = "signed"  # what the weights expect: [-1, 1], or [0, 1] (MaskGIT)
 
@@ -40,6 +42,8 @@ class VQGAN:
         if self.image_size % factor:
             near = max(factor, round(self.image_size / factor) * factor)
             raise UserError(f"image_size {self.image_size} is not a multiple of the network's factor {factor}; use {near}")
+        if isinstance(self.network, ViT) and self.image_size != self.network.image_size:
+            raise UserError(f"image_size {self.image_size} must be the network's, {self.network.image_size}: it knows no other")
 
 
 class Forward(NamedTuple):
@@ -48,18 +52,20 @@ class Forward(NamedTuple):
     reconstruction: Float[Array, "B H W 3"]  # [-1, 1], not clamped
     hidden: Float[Array, "B X Y D"]  # input of the decoder's last convolution
     latents: Float[Array, "B h w C"]  # before quantization
-    ids: Int[Array, "B N"]
+    ids: Int[Array, "B N *G"]
     losses: dict[str, Float[Array, ""]]  # the quantizer's, weighted
 
 
 def layout(config: VQGAN, height: int, width: int) -> TokenLayout:
     """Of pictures of height x width pixels. Raises UserError where the network cannot take them."""
-    factor = config.network.factor
+    factor, quantizer = config.network.factor, config.quantizer
+    if isinstance(config.network, ViT):
+        vit.check_size(config.image_size, height, width)
     for size in (height, width):
         if size < factor or size % factor:
             near = max(factor, round(size / factor) * factor)
             raise UserError(f"pictures of {height} x {width}: {size} is not a multiple of {factor}; the nearest is {near}")
-    return TokenLayout(height=height // factor, width=width // factor, codebook_size=config.quantizer.size)
+    return TokenLayout(height=height // factor, width=width // factor, codebook_size=quantizer.size, groups=quantizer.groups)
 
 
 class Network(nnx.Module):
@@ -67,17 +73,20 @@ class Network(nnx.Module):
 
     def __init__(self, config: VQGAN, draws: Draws):
         c, dim, size = config.network, config.quantizer.dim, config.quant_conv
-        self.encoder = Encoder(c, draws)
+        kind = vit if isinstance(c, ViT) else cnn
+        self.encoder = kind.Encoder(c, draws)
         self.quant_conv = Conv(c.latent, dim, size, draws) if size else None
         self.post_quant_conv = Conv(dim, c.latent, size, draws) if size else None
-        self.decoder = Decoder(c, draws)
+        self.decoder = kind.Decoder(c, draws)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def init(config: VQGAN, key: Array) -> Params:
     """Fresh parameters, in one compiled program."""
-    network, codebook = jax.random.split(key)
-    return {**layers.init(Network, network, config), "quantizer": vq.init(config.quantizer, codebook)}
+    key_network, key_codes = jax.random.split(key)
+    network = layers.init(Network, key_network, config)
+    codes = functions(config.quantizer).init(config.quantizer, key_codes)
+    return {**network, "quantizer": codes} if codes else network  # saved files hold no empty dict: neither do fresh parameters
 
 
 def _network(config: VQGAN, params: Params) -> Network:
@@ -110,18 +119,18 @@ def decode_codes(config: VQGAN, params: Params, codes: Float[Array, "B h w C"], 
     return picture(config, params, hidden(config, params, codes, dtype))
 
 
-def encode(config: VQGAN, params: Params, images: Float[Array, "B H W 3"], dtype=jnp.float32) -> Int[Array, "B N"]:
+def encode(config: VQGAN, params: Params, images: Float[Array, "B H W 3"], dtype=jnp.float32) -> Int[Array, "B N *G"]:
     """Pictures in [-1, 1] -> ids in raster order."""
-    ids = vq.nearest(config.quantizer, params["quantizer"], encode_latents(config, params, images, dtype))
-    return ids.reshape(ids.shape[0], -1)
+    latents = encode_latents(config, params, images, dtype)
+    return _in_raster(functions(config.quantizer).nearest(config.quantizer, params.get("quantizer", {}), latents))
 
 
-def embed(config: VQGAN, params: Params, ids: Int[Array, "B N"]) -> Float[Array, "B N C"]:
+def embed(config: VQGAN, params: Params, ids: Int[Array, "B N *G"]) -> Float[Array, "B N C"]:
     """Ids -> code vectors as the decoder consumes them."""
-    return vq.lookup(config.quantizer, params["quantizer"], ids)
+    return functions(config.quantizer).lookup(config.quantizer, params.get("quantizer", {}), ids)
 
 
-def decode(config: VQGAN, params: Params, ids: Int[Array, "B N"], height: int, width: int, dtype=jnp.float32):
+def decode(config: VQGAN, params: Params, ids: Int[Array, "B N *G"], height: int, width: int, dtype=jnp.float32):
     """Ids of a grid of height x width cells -> pictures float32 [B, H, W, 3] in [-1, 1], not clamped."""
     codes = embed(config, params, ids)
     return decode_codes(config, params, codes.reshape(codes.shape[0], height, width, -1), dtype)
@@ -132,10 +141,13 @@ def forward(
 ) -> Forward:
     """The pass of a training step: pictures in [-1, 1] -> reconstruction, quantizer losses, ids. Draws nothing from `key`."""
     latents = encode_latents(config, params, images, dtype)
-    quantized = vq.quantize(config.quantizer, params["quantizer"], latents)
+    quantized = functions(config.quantizer).quantize(config.quantizer, params.get("quantizer", {}), latents)
     h = hidden(config, params, quantized.codes, dtype)
-    ids = quantized.ids.reshape(images.shape[0], -1)
-    return Forward(picture(config, params, h), h, latents, ids, quantized.losses)
+    return Forward(picture(config, params, h), h, latents, _in_raster(quantized.ids), quantized.losses)
+
+
+def _in_raster(ids: Int[Array, "B h w *G"]) -> Int[Array, "B N *G"]:
+    return ids.reshape(ids.shape[0], -1, *ids.shape[3:])
 
 
 def last_layer(config: VQGAN, params: Params, forward: Forward) -> tuple[Callable[[Array], Array], Array]:

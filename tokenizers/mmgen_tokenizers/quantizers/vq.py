@@ -7,11 +7,15 @@ codes.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from ..errors import UserError
+
+MOST_COUNTED = 2**24  # codes whose usage training counts
 
 Params = dict[str, Any]
 AFFINITIES = 2**26  # entries of the [positions, V] matrix that encoding holds at a time: 256 MiB
@@ -19,6 +23,7 @@ AFFINITIES = 2**26  # entries of the [positions, V] matrix that encoding holds a
 
 @dataclass(frozen=True)
 class VQ:
+    groups: ClassVar[int] = 1  # ids a site
     size: int = 16384  # codes, V
     dim: int = 8  # channels of a code, C
     normalize: bool = True  # codes and latents on the unit sphere; the decoder gets the normalised code
@@ -128,25 +133,30 @@ def entropy_loss(affinity: Float[Array, "M V"], temperature: float) -> Float[Arr
 Usage = dict[str, Int[Array, "..."]]
 
 
-def start_usage(config: VQ, window: int = 65536) -> Usage:
-    """No code seen yet. `window`: positions over which usage and perplexity are reported."""
-    return {"window": jnp.full(window, -1, jnp.int32), "idle": jnp.zeros(config.size, jnp.int32)}
+def start_usage(config: Any, window: int = 65536) -> Usage:
+    """No code of a quantizer (any kind) seen yet. `window`: positions over which usage and perplexity are reported."""
+    codes = config.size * config.groups
+    if codes > MOST_COUNTED:
+        raise UserError(f"training counts the use of each id, and {codes:.1e} ids are too many: set the quantizer's groups")
+    return {"window": jnp.full(window * config.groups, -1, jnp.int32), "idle": jnp.zeros(codes, jnp.int32)}
 
 
-def update_usage(usage: Usage, ids: Int[Array, "*N"]) -> Usage:
-    """After a step that used `ids`: the window slides on; `idle` counts the steps since a code was last used."""
-    ids = ids.reshape(-1)
+def update_usage(usage: Usage, ids: Int[Array, "*N"], groups: int = 1) -> Usage:
+    """After a step that used `ids`: the window slides on; `idle` counts the steps since a code was last used. Each of the
+    `groups` along the last axis has codes of its own."""
+    ids = (ids.reshape(-1, groups) + jnp.arange(groups) * (usage["idle"].size // groups)).reshape(-1)
     window = jnp.concatenate([usage["window"], ids])[-usage["window"].size :]
     idle = (usage["idle"] + 1).at[ids].set(0)
     return {"window": window, "idle": idle}
 
 
-def usage_metrics(usage: Usage) -> dict[str, Float[Array, ""]]:
-    """`usage`: share of the codes that the window holds; `perplexity`: exp of the entropy of their frequencies."""
+def usage_metrics(usage: Usage, groups: int = 1) -> dict[str, Float[Array, ""]]:
+    """`usage`: share of the codes that the window holds; `perplexity`: exp of the entropy of their frequencies, mean over
+    groups."""
     seen = usage["window"] >= 0
     counts = jnp.zeros(usage["idle"].size).at[usage["window"]].add(seen)  # -1 adds 0 to the last code
-    p = counts / jnp.maximum(counts.sum(), 1)
-    return {"usage": (counts > 0).mean(), "perplexity": jnp.exp(-jax.scipy.special.xlogy(p, p).sum())}
+    p = counts / jnp.maximum(counts.sum(), 1)  # over groups too, which multiplies perplexity by their number
+    return {"usage": (counts > 0).mean(), "perplexity": jnp.exp(-jax.scipy.special.xlogy(p, p).sum()) / groups}
 
 
 def revive(
