@@ -1,6 +1,7 @@
 """The command line: quick help, and one clear line for every mistake."""
 
 import errno
+import os
 import subprocess
 import sys
 

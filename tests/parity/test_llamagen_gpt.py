@@ -52,7 +52,7 @@ def test_hidden_states_and_logits(fixture):
     close(transformer.embed(ends, raw | {"ids": io["idx"]}, plan, slots), io["h_embed"])
     close(ends.heads["head0"].features(states[-1]), io["h_norm"])
     if "eval_logits" in io:
-        close(gen.logits(io["idx"], **condition), io["eval_logits"][:, : plan.sites])
+        close(gen.logits(io["idx"], **condition), io["eval_logits"][:, plan.combine_slot[:, 0]])
 
 
 def test_loss_and_gradients(fixture):

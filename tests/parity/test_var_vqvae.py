@@ -96,9 +96,9 @@ def test_configuration_is_read_off_the_weights(fixture, tmp_path):
     "change, words",
     [
         ({"patch_nums": [1, 2, 4]}, "has 4 scales, not 3: pass its patch_nums"),
-        ({"V": 4096}, "the config says V is 4096"),
-        ({"share_quant_resi": 1}, "share_quant_resi is 1"),
-        ({"using_znorm": True}, "using_znorm is True"),
+        ({"V": 4096}, "the config has V 4096"),
+        ({"share_quant_resi": 1}, "share_quant_resi 1"),
+        ({"using_znorm": True}, "using_znorm True"),
         ({"patchnums": [1]}, "Did you mean 'patch_nums'"),
     ],
 )

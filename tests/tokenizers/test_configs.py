@@ -89,7 +89,7 @@ def test_a_value_that_json_cannot_hold_is_the_programmers_mistake():
 
 
 def test_changed_fields():
-    config = mt.VQGAN(mt.CNN(channels=4, latent=4, groups=4), mt.VQ(size=32, dim=4), image_size=8)
+    config = mt.VQGAN(mt.CNN(channels=4, latent=4, groups=4), mt.VQ(size=32, dim=4), image_size=32)
     network, quantizer = {"kind": "CNN", "channels": 4, "latent": 4, "groups": 4}, {"kind": "VQ", "size": 32, "dim": 4}
-    assert changed(config) == {"kind": "VQGAN", "network": network, "quantizer": quantizer, "image_size": 8}
+    assert changed(config) == {"kind": "VQGAN", "network": network, "quantizer": quantizer, "image_size": 32}
     assert changed(mt.CNN()) == {"kind": "CNN"}
