@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p $(RECENT) >/dev/null 2>&1 && { echo $$p; break; }; done)
 PROJECTS := pyproject.toml tokenizers/pyproject.toml
 
-.PHONY: setup quickstart test test-all lint
+.PHONY: setup quickstart test lint
 
 setup: $(VENV)/.developer
 
@@ -33,10 +33,7 @@ quickstart: $(VENV)/.base
 	$(BIN)/mmgen quickstart
 
 test: setup
-	$(BIN)/python -m pytest -q -m "not slow"
-
-test-all: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

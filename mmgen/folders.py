@@ -1,12 +1,14 @@
 """What a folder holds, in words; written elsewhere; made from a published checkpoint. Generators and tokenizers alike."""
 
-import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.files import read_json
+
+from mmgen.training.metrics import read_metrics
 
 
 def find(folder: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -22,11 +24,18 @@ def is_generator(config: dict[str, Any]) -> bool:
     return config.get("family") == "generator"
 
 
-def export(folder: str | Path, out: str | Path, format: str | None = None) -> str:
+def export(folder: str | Path, out: str | Path, format: str | None = None, checkpoint: str | None = None) -> str:
     """Writes the model in a folder to `out`, in our form or under the names of a published `format`; returns what was done.
 
-    Raises UserError for an unknown format and for a model that the format cannot express.
+    `checkpoint` ("best", "last" or a step) takes one of a run's checkpoints. Raises UserError for an unknown format, for a
+    model that the format cannot express, and where there is no such checkpoint.
     """
+    if checkpoint is not None:
+        from mmgen.training.loop import export as export_checkpoint
+
+        with tempfile.TemporaryDirectory() as scratch:
+            step = export_checkpoint(folder, scratch, int(checkpoint) if checkpoint.isdigit() else checkpoint)
+            return f"{export(scratch, out, format)}, of step {step}"
     place, config = find(folder)
     if is_generator(config):
         from mmgen import pretrained
@@ -91,7 +100,7 @@ def describe_experiment(path: Path) -> str:
 def describe_run(folder: Path) -> str:
     """Experiment, progress and, once there is one, the exported model of a run."""
     parts = [_page(f"{folder}: a run", read_json(folder / "experiment.json"))]
-    figures = _last_figures(folder / "metrics.jsonl")
+    figures = {name: value for entry in read_metrics(folder) for name, value in entry.items()}
     if figures:
         parts.append(_page("last figures", figures))
     if (folder / "export" / "config.json").is_file():
@@ -108,17 +117,6 @@ def describe_model(folder: Path) -> str:
     if (place / "tokenizer" / "config.json").is_file():
         pages.append(describe_model(place / "tokenizer"))
     return "\n".join(pages)
-
-
-def _last_figures(path: Path) -> dict[str, float]:
-    """The last value of each figure in metrics.jsonl."""
-    figures: dict[str, float] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            figures |= json.loads(line)
-        except ValueError:  # the last line of a run that was killed
-            continue
-    return figures
 
 
 def _page(title: str, tree: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,11 +62,11 @@ class Generator:
         sampling: Sampling = Sampling(),
         labels: Sequence[str] | None = None,
         weights: str = "raw",
-        dtype: jnp.dtype | None = None,
+        dtype: Literal["float32", "bfloat16"] | jnp.dtype | None = None,
     ):
         self.config, self.params, self.tokenizer, self.text = config, params, tokenizer, text
         self.sampling, self.labels, self.weights = sampling, tuple(labels) if labels else None, weights
-        self.dtype = dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+        self.dtype = jnp.dtype(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
         self._decoder = Autoregressive(config, self.dtype)
         self._programs: dict = {}
 
@@ -106,7 +106,16 @@ class Generator:
 
     @functools.cached_property
     def _forward(self):
-        return jax.jit(lambda params, batch: transformer.forward(self.config, params, batch, dtype=self.dtype))
+        def forward(params, batch):
+            with self._precision:
+                return transformer.forward(self.config, params, batch, dtype=self.dtype)
+
+        return jax.jit(forward)
+
+    @property
+    def _precision(self):
+        """float32 means float32: accelerators multiply it in fewer bits unless told otherwise."""
+        return jax.default_matmul_precision("highest" if self.dtype == jnp.float32 else None)
 
     # Sampling -------------------------------------------------------------------------------------------------------
 
@@ -128,8 +137,8 @@ class Generator:
     ) -> Output:
         """Draw `num` pictures (1) for each label, prompt or row of features.
 
-        The same (seed, sample index) gives the same picture in any batch; sample indices count from `first_index`, so that a
-        job can be continued. None: the settings recommended with the weights. Guidance g means uncond + g (cond - uncond)
+        The same (seed, sample index) gives the same picture in any batch (in float32); indices count from `first_index`, so
+        that a job can be continued. None: the settings recommended with the weights. Guidance g is uncond + g (cond - uncond)
         (arXiv 2207.12598); an array gives one factor per decode step; `guidance_schedule` "constant", "linear" or
         ("power_cosine", p) spreads one number over the steps. Raises UserError for what does not fit the model.
         """
@@ -183,9 +192,8 @@ class Generator:
 
             def run(params, batch, index, key, settings):
                 carry = self._decoder.start(batch, len(index) * (1 + which.guided), index)
-                last = self._decoder.plan.times
-                carry = self._decoder.advance(params, carry, batch, key, settings, which, 0, last)
-                return carry.tokens[:, :-1]
+                with self._precision:
+                    return self._decoder.advance(params, carry, batch, key, settings, which).tokens[:, :-1]
 
             self._programs[which] = jax.jit(run)
         return self._programs[which]
@@ -274,8 +282,11 @@ def _rows(batch: dict) -> int:
     return len(next(iter(batch.values())))
 
 
-def load(folder: str | Path) -> Generator:
-    """An exported or converted folder, or a run folder, whose export/ is taken. Raises UserError for anything else."""
+def load(folder: str | Path, dtype: Literal["float32", "bfloat16"] | None = None) -> Generator:
+    """An exported or converted folder, or a run folder, whose export/ is taken. Raises UserError for anything else.
+
+    `dtype`: what matrices multiply in; None: float32 on a CPU, else bfloat16. Only float32 gives the same tokens in any batch.
+    """
     folder = Path(folder)
     folder = folder / "export" if (folder / "export" / "config.json").is_file() else folder
     config = read_json(folder / "config.json")
@@ -292,7 +303,7 @@ def load(folder: str | Path) -> Generator:
 
         text = TextTokenizer.load(folder / "text.model")
     tokenizer = mt.load(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
-    return Generator(exported.model, params, tokenizer, text, exported.sampling, exported.labels, exported.weights)
+    return Generator(exported.model, params, tokenizer, text, exported.sampling, exported.labels, exported.weights, dtype)
 
 
 def _check_shapes(c: GeneratorConfig, params: dict, folder: Path) -> None:

@@ -89,7 +89,7 @@ def generator(out: Path, sizes: Sizes = Sizes()) -> Experiment:
     )
     return Experiment(
         task=GeneratorTask(
-            model, tokenizer=str(out / "tokenizer"), condition_dropout=0.1, sampling=Sampling(guidance=1.5, temperature=0.6)
+            model, tokenizer=str(out / "tokenizer"), condition_dropout=0.1, sampling=Sampling(guidance=1.25, temperature=0.5)
         ),
         data=Data(TokenShards(str(out / "tokens"))),
         validation=UNSEEN,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 from mmgen_tokenizers.errors import UserError, nearest
-from mmgen_tokenizers.files import write_json
+from mmgen_tokenizers.files import temporary_beside, write_json
 from mmgen_tokenizers.pictures import grid, to_uint8, write_png
 
 from mmgen.generator import Generator, load
@@ -44,18 +44,20 @@ def sample(
     out: str | None = None,
     tokens: str | None = None,
     npz: str | None = None,
+    dtype: str | None = None,
     **settings,
 ) -> list[Path]:
     """Draws `num` pictures for each prompt or label with the generator in a folder and returns the files written.
 
     `out`: FILE.png (a grid) or a folder (a file a picture), with a JSON of what was drawn beside; `tokens`: a file with
-    int32 "tokens" [N, sites]; `npz`: a file with uint8 "arr_0" [N, H, W, 3]. `settings` go to `Generator.generate`.
+    int32 "tokens" [N, sites]; `npz`: a file with uint8 "arr_0" [N, H, W, 3]. `settings` go to `Generator.generate`,
+    `dtype` to `mmgen.load`.
     """
     use_compilation_cache()
     start = time.perf_counter()
-    generator = load(folder)
+    generator = load(folder, dtype)
     rows = conditions(generator, prompts, labels, num)
-    out = "samples.png" if out is None and npz is None and generator.tokenizer is not None else out
+    out = "samples.png" if out is None and npz is None and tokens is None else out
     check_outputs(generator, len(rows.values), out, tokens, npz)
     about = {"model": str(folder), "seed": seed, "settings": {k: v for k, v in settings.items() if v is not None}}
     with contextlib.ExitStack() as stack:
@@ -258,7 +260,7 @@ class PictureArray:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when all went well, and vanishes otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         yield temporary
         temporary.replace(path)

@@ -19,7 +19,7 @@ from mmgen.training.compilation import use_compilation_cache
 TARGETS = shapes.TARGETS | {"objects_right": 0.90, "places_right": 0.80}
 
 
-def main(run: str, prompts: str = "1024") -> None:
+def main(run: str, prompts: str = "256") -> None:
     use_compilation_cache()
     run = Path(run)
     generator = load(run)

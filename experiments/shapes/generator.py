@@ -4,7 +4,9 @@
     mmgen train experiments/shapes/generator.py
     python experiments/shapes/evaluate.py runs/shapes_generator
 
-Result: not measured yet
+Result on two cores of a 2.5 GHz Xeon, 34 minutes in all (tokenizer 7): test PSNR 39.2 dB, every reconstruction read right; of
+256 prompts of unseen combinations 96.9% with every named object, 96.5% in size and place too
+(tools/bench/results/shapes_cpu.json).
 """
 
 from mmgen_tokenizers import TokenLayout
@@ -19,15 +21,15 @@ def experiment() -> Experiment:
             model=GeneratorConfig(
                 layout=TokenLayout(height=4, width=4, codebook_size=1024),
                 condition=TextCondition(vocabulary=128, length=20),
-                block=BlockConfig(width=256, heads=4, mlp=704, qk_norm=True),
+                block=BlockConfig(width=192, heads=3, mlp=512, qk_norm=True),
                 depth=4,
             ),
             tokenizer="runs/shapes_tokenizer",
-            sampling=Sampling(guidance=1.5, temperature=0.6),
+            sampling=Sampling(guidance=1.25, temperature=0.5),
         ),
         data=Data(Shapes(count=1_000_000)),
         validation=Data(Shapes("test", 1024)),
-        steps=8000,
+        steps=3000,
         batch=64,
         optimizer=Optimizer(Schedule(peak=1.5e-3, warmup=200, end=0.02)),
     )

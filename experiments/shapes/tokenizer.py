@@ -12,4 +12,4 @@ from mmgen.config import Experiment
 
 
 def experiment() -> Experiment:
-    return replace(quickstart.tokenizer(), steps=3000, every_preview=500)
+    return replace(quickstart.tokenizer(), steps=2000, every_preview=500)

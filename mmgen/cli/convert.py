@@ -36,6 +36,8 @@ def main(arguments: Sequence[str]) -> None:
             config = json.loads(existing(args.config).read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{args.config} is not JSON: {error}") from error
+        if not isinstance(config, dict):
+            raise UserError(f"{args.config} must hold a JSON object")
 
     from mmgen.folders import convert
 

@@ -1,10 +1,10 @@
 """Write a run's weights to a folder for use elsewhere: in our own form, or under the names of the published code.
 
 RUN is a run folder, or any folder that `mmgen sample` or `mmgen-tokenizers` reads. The folder written is complete: config.json,
-model.safetensors and, for a generator, its text model and tokenizer.
+model.safetensors and, for a generator, its text model and tokenizer. With --format only model.safetensors is written.
 
 example:
-  mmgen export runs/my_generator --out my_model
+  mmgen export runs/my_generator --out my_model --checkpoint best
   mmgen export runs/my_generator --out for_llamagen --format llamagen
 """
 
@@ -17,7 +17,12 @@ def parser() -> Parser:
     p = Parser("mmgen export", __doc__)
     p.add_argument("run", metavar="RUN")
     p.add_argument("--out", metavar="DIR", required=True, help="folder to write")
-    p.add_argument("--format", metavar="NAME", help="names and layout of published code: llamagen (default: our own)")
+    p.add_argument(
+        "--checkpoint",
+        metavar="best|last|STEP",
+        help="of a run: the one with the lowest validation loss, the last one (default), or that of a step",
+    )
+    p.add_argument("--format", metavar="NAME", help="names and layout of published code: llamagen, nar, var (default: our own)")
     return p
 
 
@@ -27,4 +32,4 @@ def main(arguments: Sequence[str]) -> None:
 
     from mmgen.folders import export
 
-    print(export(args.run, args.out, args.format))
+    print(export(args.run, args.out, args.format, args.checkpoint))

@@ -1,13 +1,12 @@
 """The command `mmgen`: finds the verb's file and runs it. JAX is imported by the verbs that compute, not here."""
 
-import errno
 import importlib
 import os
 import sys
 import warnings
 from collections.abc import Sequence
 
-from mmgen_tokenizers.errors import UserError, nearest
+from mmgen_tokenizers.errors import UserError, is_full_disk, nearest
 
 VERBS = {
     "quickstart": "train a tokenizer and a generator on embedded scenes, and draw pictures from prompts",
@@ -46,19 +45,6 @@ def run(arguments: Sequence[str]) -> None:
     importlib.import_module(f"mmgen.cli.{verb}").main(rest)
 
 
-def full_disk(error: BaseException) -> str | None:
-    """A message if the error, or what caused it, is a full disk."""
-    seen: BaseException | None = error
-    while seen is not None:
-        numbered = isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT)
-        if numbered or "No space left on device" in str(seen):
-            path = getattr(seen, "filename", None)
-            folder = os.path.dirname(os.path.abspath(path)) if path else os.getcwd()
-            return f"the disk is full: free space for {folder} and start again"
-        seen = seen.__cause__ or seen.__context__
-    return None
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 2 for what the user can mend, 130 for ctrl-C."""
     # A warning is for the user: one line, without the place in our code.
@@ -76,9 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         message = f"{error.strerror}: {error.filename}"
     except Exception as error:
-        message = full_disk(error)
-        if message is None:
+        if not is_full_disk(error):
             raise
+        path = getattr(error, "filename", None)
+        folder = os.path.dirname(os.path.abspath(path)) if path else os.getcwd()
+        message = f"the disk is full: free space for {folder} and start again"
     print(f"error: {message}", file=sys.stderr)
     return 2
 

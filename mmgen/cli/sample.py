@@ -1,7 +1,7 @@
 """Draw pictures from a trained, exported or converted model.
 
-The same seed gives the same pictures, whatever else is drawn with them. Settings that are not given are those recommended with
-the model. A class model without --label goes through all of its classes, evenly.
+The same seed gives the same pictures, whatever else is drawn with them (in float32). Settings that are not given are those
+recommended with the model. A class model without --label goes through all of its classes, evenly.
 
 example:
   mmgen sample runs/quickstart/generator --prompt 'a small red circle above a large blue square' -n 4 --out circles.png
@@ -30,6 +30,7 @@ def parser() -> Parser:
     p.add_argument("--temperature", type=float, metavar="T")
     p.add_argument("--top-k", type=int, metavar="K", help="draw from the K most likely tokens; 1: always the most likely")
     p.add_argument("--top-p", type=float, metavar="P", help="draw from the most likely tokens that hold P of the probability")
+    p.add_argument("--dtype", choices=("float32", "bfloat16"), help="to compute in (default: float32 on a CPU, else bfloat16)")
     p.add_argument("--out", metavar="FILE.png|DIR", help="one grid, or one file a picture (default: samples.png)")
     p.add_argument("--tokens", metavar="FILE.npz", help="also write the token ids, int32 [N, sites]")
     p.add_argument("--npz", metavar="FILE", help="write all pictures as one uint8 array")
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str]) -> None:
         out=args.out,
         tokens=args.tokens,
         npz=args.npz,
+        dtype=args.dtype,
         **settings | {"guidance_schedule": samples.schedule(args.guidance_schedule)},
     )
 

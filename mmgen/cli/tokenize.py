@@ -7,6 +7,7 @@ SPEC of --data is one of
 
 example:
   mmgen tokenize runs/my_tokenizer --data my_pictures/train --out my_tokens --crops random:8
+  mmgen tokenize models/vq16 --llamagen-codes imagenet256_codes --out my_tokens
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,14 @@ from mmgen.cli.parsing import Parser, existing
 def parser() -> Parser:
     p = Parser("mmgen tokenize", __doc__)
     p.add_argument("tokenizer", metavar="TOKENIZER", help="folder: a tokenizer's run, or an exported or converted one")
-    p.add_argument("--data", metavar="SPEC", required=True, help="the pictures")
+    source = p.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", metavar="SPEC", help="the pictures")
+    source.add_argument(
+        "--llamagen-codes",
+        metavar="DIR",
+        nargs="+",
+        help="instead of pictures: the .npy folders that LlamaGen's extract_codes_c2i.py wrote with this tokenizer",
+    )
     p.add_argument("--data-dir", metavar="DIR", help="where TFDS sets lie (default: TFDS's own)")
     p.add_argument("--out", metavar="DIR", required=True, help="folder to write")
     p.add_argument(
@@ -35,6 +43,15 @@ def parser() -> Parser:
 def main(arguments: Sequence[str]) -> None:
     args = parser().parse_args(arguments)
     existing(args.tokenizer)
+
+    if args.llamagen_codes:
+        import mmgen_tokenizers as mt
+        from mmgen_tokenizers.shards import import_llamagen_codes
+
+        tok = mt.load(args.tokenizer)
+        count = import_llamagen_codes(args.llamagen_codes, args.out, tok.fingerprint, tok.layout.codebook_size)
+        print(f"{args.out}: codes of {count} pictures")
+        return
 
     from mmgen.data.tokenize import tokenize
 

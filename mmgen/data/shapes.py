@@ -201,10 +201,6 @@ def scene(index: int, split: str = "train") -> Scene:
     )
 
 
-def caption(scene: Scene) -> str:
-    return scene.caption
-
-
 def wordings(said: Combination) -> tuple[str, str]:
     """Both ways to say it (the same for one object): from the other thing's side, or in the other order."""
     if said.place:

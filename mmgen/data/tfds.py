@@ -1,5 +1,6 @@
 """Data sets of TensorFlow Datasets that were prepared as array_record, read without TensorFlow."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ class TFDSSource:
             import tensorflow_datasets as tfds
         except ImportError:
             raise UserError("reading TFDS data sets needs the package tensorflow-datasets: pip install 'mmgen[tfds]'") from None
+        logging.getLogger("absl").addFilter(_says_something)
         folder = _prepared(name, Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser())
         builder = tfds.builder_from_directory(folder)
         base = split.partition("[")[0]
@@ -53,6 +55,11 @@ class TFDSSource:
             text = record[self._text]
             example["text"] = text.decode() if isinstance(text, bytes) else str(text)
         return example
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    """False for the advice to install OpenCV, which would decode faster what is decoded once."""
+    return "OpenCV is not installed" not in record.getMessage()
 
 
 def _names(folder: Path) -> list[str]:

@@ -22,7 +22,7 @@ from mmgen.model.inputs import Slots
 from mmgen.model.kv_cache import Cache, empty_cache, write
 from mmgen.model.layers import FusedBlock, fuse
 from mmgen.model.positions import rotary_angles
-from mmgen.model.transformer import build_plan, combine_with, ends_of, layer_of, plan_batch
+from mmgen.model.transformer import build_plan, combine_with, ends_of, layer_of, plan_batch, slots_of
 from mmgen.plan.plan import PADDING, GenerationPlan
 
 MAX_PADDING = 1.25  # computed slots over needed slots within one loop
@@ -46,6 +46,7 @@ class Carry(NamedTuple):
     cache: Cache
     valid: Bool[Array, "r z"]  # R = B rows, or 2 B with guidance: conditional rows, then unconditional ones
     index: Int[Array, "b"]  # sample indices, for the noise
+    time: Int[Array, ""]  # the next step
 
 
 class Settings(NamedTuple):
@@ -82,16 +83,12 @@ def _segment(plan: GenerationPlan, times: np.ndarray, widths: np.ndarray, start:
     )
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2))
 def decode_params(c: GeneratorConfig, params: dict, dtype: jnp.dtype) -> dict:
     """Training parameters -> {"ends", "layers": a tuple of fused layers}: once, when a model is loaded."""
-
-    @jax.jit
-    def convert(params):
-        params = jax.tree.map(lambda p: p.astype(dtype), params)
-        layers = tuple(fuse(jax.tree.map(operator.itemgetter(i), params["blocks"])) for i in range(c.layers))
-        return {"ends": params["ends"], "layers": layers}
-
-    return convert(params)
+    params = jax.tree.map(lambda p: p.astype(dtype), params)
+    layers = tuple(fuse(jax.tree.map(operator.itemgetter(i), params["blocks"])) for i in range(c.layers))
+    return {"ends": params["ends"], "layers": layers}
 
 
 class Autoregressive:
@@ -107,11 +104,11 @@ class Autoregressive:
         """Nothing computed yet. `batch`: the condition of all rows, guided pairs included."""
         layout = self.config.layout
         groups = (layout.groups,) if layout.groups > 1 else ()
-        extra = plan_batch(self.config, batch)
-        valid = jnp.ones((rows, self.plan.slots), bool) if extra is None else extra.valid
+        valid = plan_batch(self.config, batch).valid
+        valid = jnp.ones((rows, self.plan.slots), bool) if valid is None else valid
         valid = jnp.pad(valid, ((0, 0), (0, self.room - self.plan.slots)))
         tokens = jnp.zeros((len(index), layout.sites + 1, *groups), jnp.int32)
-        return Carry(tokens, empty_cache(self.config, rows, self.room, self.dtype), valid, index)
+        return Carry(tokens, empty_cache(self.config, rows, self.room, self.dtype), valid, index, jnp.int32(0))
 
     def advance(
         self,
@@ -121,25 +118,27 @@ class Autoregressive:
         key: PRNGKeyArray,
         settings: Settings,
         which: Filter,
-        first: int,
-        last: int,
+        steps: Int[Array, ""] | None = None,
     ) -> Carry:
-        """Times first .. last - 1, for tracing inside one jitted program."""
+        """The next `steps` steps, for tracing inside a jitted program; None: all, from a carry that has just started, whose
+        loops then have static bounds."""
+        stop = self.plan.times if steps is None else jnp.minimum(carry.time + steps, self.plan.times)
         for segment in self.segments:
-            a, b = max(first, segment.start), min(last, segment.stop)
-            if a >= b:
-                continue
             step = functools.partial(self._step, params, batch, key, settings, which, segment)
-            carry = step(a, carry) if b - a == 1 else jax.lax.fori_loop(a, b, step, carry)
-        return carry
+            first, last = segment.start, segment.stop
+            if steps is not None:
+                first, last = (jnp.clip(time, first, last) for time in (carry.time, stop))
+            carry = step(first, carry) if steps is None and last - first == 1 else jax.lax.fori_loop(first, last, step, carry)
+        return carry._replace(time=jnp.int32(stop))
 
     def _step(self, params, batch, key, settings, which, segment: Segment, t, carry: Carry) -> Carry:
         c, i = self.config, t - segment.start
         ends = ends_of(c, params)
         row = {name: jnp.asarray(getattr(segment, name))[i] for name in ("first", "site", "slot", "head", "weight")}
         x, angles, mask = self._inputs(ends, batch, carry, segment, row["first"], t)
-        states, cache = self._layers(params["layers"], x, angles, mask, carry.cache, row["first"])
-        logits = combine_with(ends.heads, states, row["slot"], row["head"], row["weight"])
+        modulator, head_modulator = ends.modulators(c, batch)
+        states, cache = self._layers(params["layers"], x, angles, mask, modulator, carry.cache, row["first"])
+        logits = combine_with(ends.heads, states, head_modulator, row["slot"], row["head"], row["weight"])
         rows = len(carry.index)
         unconditional = logits[rows:] if which.guided else None
         scores = target(logits[:rows], unconditional, settings.guidance[t], settings.temperature, settings.top_p, which)
@@ -151,20 +150,21 @@ class Autoregressive:
         plan, C = self.plan, self.plan.condition_slots
         spare = self.room - plan.slots
 
-        def window(array: np.ndarray, fill: int) -> Array:
-            padded = np.pad(array, [(0, spare)] + [(0, 0)] * (array.ndim - 1), constant_values=fill)
-            return jax.lax.dynamic_slice_in_dim(jnp.asarray(padded), first, segment.width)
+        def window(array: Array, fill: int) -> Array:
+            padded = jnp.pad(array, [(0, 0), (0, spare)] + [(0, 0)] * (array.ndim - 2), constant_values=fill)
+            return jax.lax.dynamic_slice_in_dim(padded, first, segment.width, axis=1)
 
-        slots = Slots(*(window(a, f)[None] for a, f in ((plan.kind, PADDING), (plan.source, -1), (plan.position, 0))))
+        slots = Slots(*map(window, slots_of(plan, plan_batch(self.config, batch)), (PADDING, -1, 0)))
         x = ends.input(self._all_rows(carry), slots).astype(self.dtype)
         if segment.start == 0:
             x = jnp.concatenate([ends.condition(batch).astype(self.dtype), x[:, C:]], axis=1)
+        x = ends.place(x, slots)
         key_slot, query_slot = np.arange(self.room), first + jnp.arange(segment.width)
         kind, visible, clique = (
             jnp.asarray(np.pad(a, (0, spare), constant_values=f))
             for a, f in ((plan.kind, PADDING), (plan.visible, np.iinfo(np.int32).max), (plan.clique, -1))
         )
-        reads = window(plan.reads, 0)
+        reads = window(jnp.asarray(plan.reads)[None], 0)[0]
         friends = (clique[None] == clique[query_slot][:, None]) & (clique[query_slot] >= 0)[:, None]
         rule = (kind != PADDING) & ((visible[None] <= jnp.minimum(reads, t)[:, None]) | friends)
         mask = (rule[None] & carry.valid[:, None]) | (key_slot[None] == query_slot[:, None])[None]
@@ -174,7 +174,9 @@ class Autoregressive:
         """Guided pairs share their tokens."""
         return jnp.concatenate([carry.tokens] * (len(carry.valid) // len(carry.index)))
 
-    def _layers(self, layers: tuple[dict, ...], x, angles, mask, cache: Cache, first) -> tuple[list[Array], Cache]:
+    def _layers(
+        self, layers: tuple[dict, ...], x, angles, mask, modulator, cache: Cache, first
+    ) -> tuple[list[Array], Cache]:
         """Write each layer's keys and values, attend over the cache; hidden states at the taps."""
         written, states = list(cache), []
         for i, p in enumerate(layers):
@@ -183,7 +185,7 @@ class Autoregressive:
                 written[i] = write(written[i], k, v, first)
                 return attend_cached(q, *written[i], mask)
 
-            x = layer_of(self.config, p, FusedBlock)(x, angles, attend)
+            x = layer_of(self.config, p, FusedBlock)(x, angles, attend, condition=modulator)
             if i + 1 in self.config.taps:
                 states.append(x)
         return states, tuple(written)

@@ -5,17 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from mmgen.plan.plan import GenerationPlan, PlanBatch
+from mmgen.plan.plan import GenerationPlan
 
 
-def mask_of(plan: GenerationPlan, batch: PlanBatch | None) -> Bool[Array, "#b 1 s s"] | None:
-    """The rule over all slots; None where plain causal attention says the same."""
-    if batch is None and plan.causal:
+def mask_of(plan: GenerationPlan, valid: Bool[Array, "b s"] | None) -> Bool[Array, "#b 1 s s"] | None:
+    """The rule over all slots; None where plain causal attention says the same. `valid`: PlanBatch's."""
+    if valid is None and plan.causal:
         return None
     slot = np.arange(plan.slots)
     allow = jnp.asarray(plan.allow(slot, slot))[None]
-    if batch is not None:
-        allow &= batch.valid[:, None, :] | jnp.eye(plan.slots, dtype=bool)
+    if valid is not None:
+        allow &= valid[:, None, :] | jnp.eye(plan.slots, dtype=bool)
     return allow[:, None]
 
 

@@ -2,7 +2,8 @@
 
 Parameters are a plain dict {"ends": condition, input rule, heads; "blocks": the layers, stacked on axis 0}.
 A batch is a dict: "ids" int32 [B, N(, G)] and one of "label" int32 [B] | "prompt" int32 [B, C] with "prompt_valid" bool [B, C]
-| "features" float32 [B, C, F] with "features_valid" bool [B, C].
+| "features" float32 [B, C, F] with "features_valid" bool [B, C]. Where each sample has its own order, "source" int32 [B, S] and
+"position" int32 [B, S, P] stand for the plan's.
 """
 
 import functools
@@ -18,8 +19,8 @@ from mmgen.model import heads as heads_module
 from mmgen.model.attention import attend, mask_of
 from mmgen.model.config import GeneratorConfig
 from mmgen.model.heads import VocabularyHead
-from mmgen.model.inputs import Slots, condition_embedding, input_rule
-from mmgen.model.layers import Block
+from mmgen.model.inputs import Places, Slots, condition_embedding, input_rule
+from mmgen.model.layers import Block, weight
 from mmgen.model.positions import rotary_angles
 from mmgen.plan.plan import GenerationPlan, PlanBatch
 
@@ -33,6 +34,23 @@ class Ends(nnx.Module):
         self.condition = condition_embedding(c, rngs)
         self.input = input_rule(c, rngs)
         self.heads = nnx.Dict({f"head{i}": VocabularyHead(c, rngs) for i in range(len(c.taps))})
+        self.places = Places(c, build_plan(c).slots, rngs) if c.block.position == "learned" else None
+        if c.block.modulation == "shared":
+            D = c.block.width
+            self.modulation = weight(rngs, (D, 6 * D), ("embed", None))
+            self.modulation_bias = weight(rngs, (6 * D,), (None,), scale=0.0)
+
+    def place(self, x: Float[Array, "b f d"], slots: Slots) -> Float[Array, "b f d"]:
+        return x if self.places is None else self.places(x, slots)
+
+    def modulators(self, c: GeneratorConfig, batch: dict) -> tuple[Array | None, Array | None]:
+        """What modulates the layers, and the heads: of the class, [B, 1, ...]; None without modulation."""
+        if c.block.modulation == "none":
+            return None, None
+        vector = jax.nn.silu(self.condition(batch))
+        if c.block.modulation == "block":
+            return vector, vector
+        return vector @ self.modulation[...] + self.modulation_bias[...], vector
 
 
 @functools.cache
@@ -78,31 +96,43 @@ def axes(c: GeneratorConfig) -> dict:
     return {"ends": names(Ends, c), "blocks": blocks}
 
 
-def plan_batch(c: GeneratorConfig, batch: dict) -> PlanBatch | None:
-    """Which slots are padding; None where none is."""
-    for name in ("prompt_valid", "features_valid"):
-        if name in batch:
-            content = jnp.ones((len(batch[name]), build_plan(c).slots - c.condition.slots), bool)
-            return PlanBatch(valid=jnp.concatenate([batch[name].astype(bool), content], axis=1))
-    return None
+def plan_batch(c: GeneratorConfig, batch: dict) -> PlanBatch:
+    """What differs from sample to sample: None where the plan speaks for all."""
+    given = next((batch[name] for name in ("prompt_valid", "features_valid") if name in batch), None)
+    if given is not None:
+        content = jnp.ones((len(given), build_plan(c).slots - c.condition.slots), bool)
+        given = jnp.concatenate([jnp.asarray(given, bool), content], axis=1)
+    return PlanBatch(given, batch.get("source"), batch.get("position"))
 
 
-def embed(c: GeneratorConfig, ends: Ends, batch: dict, plan: GenerationPlan) -> Float[Array, "b s d"]:
+def slots_of(plan: GenerationPlan, extra: PlanBatch) -> Slots:
+    """The plan's rows for all slots, [1, S, ...], or [B, S, ...] where the samples have their own."""
+    source, position = (
+        jnp.asarray(array)[None] if own is None else jnp.asarray(own)
+        for array, own in ((plan.source, extra.source), (plan.position, extra.position))
+    )
+    return Slots(jnp.asarray(plan.kind)[None], source, position)
+
+
+def embed(ends: Ends, batch: dict, plan: GenerationPlan, slots: Slots) -> Float[Array, "b s d"]:
     """Inputs of all slots: the condition first, then the input rule."""
-    rest = Slots(*(jnp.asarray(a[plan.condition_slots :])[None] for a in (plan.kind, plan.source, plan.position)))
-    return jnp.concatenate([ends.condition(batch), ends.input(batch["ids"], rest)], axis=1)
+    rest = Slots(*(array[:, plan.condition_slots :] for array in slots))
+    return ends.place(jnp.concatenate([ends.condition(batch), ends.input(batch["ids"], rest)], axis=1), slots)
 
 
-def combine(plan: GenerationPlan, heads: nnx.Dict, states: list[Float[Array, "b s d"]]) -> Float[Array, "b n ..."]:
+def combine(plan: GenerationPlan, heads: nnx.Dict, states: list[Float[Array, "b s d"]], condition) -> Float[Array, "b n ..."]:
     """Logits of every site: per head, the weighted sum of its slots' features, then one product."""
-    return combine_with(heads, states, plan.combine_slot, plan.combine_head, plan.combine_weight)
+    return combine_with(heads, states, condition, plan.combine_slot, plan.combine_head, plan.combine_weight)
 
 
-def combine_with(heads: nnx.Dict, states: list, slot: np.ndarray, head: np.ndarray, weight: np.ndarray) -> Array:
-    """`slot`, `head`, `weight` [E, K] over the slots of `states` [B, F, D]; a step of decoding passes its own few rows."""
+def combine_with(
+    heads: nnx.Dict, states: list, condition: Array | None, slot: np.ndarray, head: np.ndarray, weight: np.ndarray
+) -> Array:
+    """`slot`, `head`, `weight` [E, K] over the slots of `states` [B, F, D]; a step of decoding passes its own few rows.
+    `condition`: what modulates the heads."""
     logits = []
     for i, hidden in enumerate(states):
-        features = heads[f"head{i}"].features(hidden)
+        features = heads[f"head{i}"].features(hidden, condition)
         if len(states) == 1 and slot.shape[1] == 1:  # every weight is 1
             mixed = features[:, slot[:, 0]]
         else:
@@ -127,16 +157,18 @@ def forward(
     plan, extra = build_plan(c), plan_batch(c, batch)
     params = jax.tree.map(lambda p: p.astype(dtype), params)
     ends = ends_of(c, params)
-    x = embed(c, ends, batch, plan)
+    slots = slots_of(plan, extra)
+    x = embed(ends, batch, plan, slots)
     keys = jax.random.split(jax.random.key(0) if key is None else key, c.layers + 1)
     x = _drop(c.dropout.token if key is not None else 0.0, keys[-1])(x)
-    angles = rotary_angles(c.block, jnp.asarray(plan.position)[None])
-    mask = mask_of(plan, extra)
+    angles = rotary_angles(c.block, slots.position)
+    mask = mask_of(plan, extra.valid)
+    modulator, head_modulator = ends.modulators(c, batch)
 
     def layer(x, inputs):
         p, key_layer, path = inputs
         drops = _layer_drops(c, key_layer, path) if key is not None else {}
-        return layer_of(c, p)(x, angles, lambda q, k, v: attend(q, k, v, mask), **drops), None
+        return layer_of(c, p)(x, angles, lambda q, k, v: attend(q, k, v, mask), condition=modulator, **drops), None
 
     layer = jax.checkpoint(layer) if c.remat else layer
     path = jnp.asarray(c.dropout.path * np.arange(c.layers) / max(1, c.layers - 1), jnp.float32)
@@ -148,7 +180,7 @@ def forward(
         start = tap
     if collect is not None:
         collect.extend(states)
-    return combine(plan, ends.heads, states)
+    return combine(plan, ends.heads, states, head_modulator)
 
 
 def loss(

@@ -5,7 +5,6 @@ temporary folder and renames it when all is there, so a killed run finds its las
 """
 
 import contextlib
-import errno
 import logging
 import math
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from mmgen_tokenizers.errors import UserError
+from mmgen_tokenizers.errors import UserError, is_full_disk
 from orbax.checkpoint import checkpoint_managers as policies
 
 from mmgen.training.state import TrainState
@@ -102,14 +101,3 @@ def full_disk(folder: Path) -> Iterator[None]:
             f"no space left on the disk of {folder}: older checkpoints are intact; "
             "free some space and start the same command again"
         ) from error
-
-
-def is_full_disk(error: BaseException | None) -> bool:
-    """Whether an exception, or one that it was raised from, says that the disk (or the quota) is full."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(error):  # tensorstore raises ValueError
-            return True
-        error = error.__cause__ or error.__context__
-    return False

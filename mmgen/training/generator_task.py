@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import mmgen_tokenizers as mt
 import numpy as np
 import optax
+from jaxtyping import Int
 from mmgen_tokenizers.api import FAMILIES
 from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.layout import TokenLayout
@@ -20,7 +21,8 @@ from mmgen.data import Source, open_source
 from mmgen.data.text import FILE, TextTokenizer
 from mmgen.generator import Generator
 from mmgen.model import transformer
-from mmgen.model.config import ClassCondition, FeatureCondition, TextCondition
+from mmgen.model.config import ClassCondition, FeatureCondition, NextScale, TextCondition
+from mmgen.model.inputs import adopt
 from mmgen.training.optimizer import adamw
 from mmgen.training.state import Tree
 from mmgen.training.tasks import compute_dtype, to_float, training_batches, validation_batches
@@ -42,7 +44,8 @@ class GeneratorTraining:
         for data, source in ((experiment.data, self.source), (experiment.validation, self.held_out)):
             if source is not None:
                 _check_layout(experiment.task, data, source, self.tokenizer)
-        _check_condition(self.config.condition, self.source)
+                _check_condition(self.config.condition, data, source)
+        _check_names(self.source, self.held_out)
         self.text = _text_model(self.config.condition, folder, self.source)
         self.unit = ("tokens", self.config.layout.sites * self.config.layout.groups)
         self.generator: Generator | None = None
@@ -51,7 +54,13 @@ class GeneratorTraining:
         return adamw(experiment.optimizer, experiment.steps, decayed(transformer.axes(self.config)))
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
-        return transformer.init(self.config, key), {}
+        params = transformer.init(self.config, key)
+        if isinstance(self.config.plan, NextScale):
+            params = adopt(self.config, params, self.tokenizer.params["quantizer"])
+        return params, {}
+
+    def start(self) -> Tree:
+        return {}
 
     def gradients(self, params, extra, frozen, batch, key, step):
         key_drop, key_model = jax.random.split(key)
@@ -73,7 +82,7 @@ class GeneratorTraining:
         if "image" not in batch:
             return batch
         encode = FAMILIES[self.tokenizer.family][1].encode
-        ids = encode(self.tokenizer.config, frozen["tokenizer"], to_float(batch["image"]), self.dtype)
+        ids = encode(self.tokenizer.config, frozen["tokenizer"], to_float(batch["image"]), jnp.float32)  # as `tokenize` does
         return {"ids": ids} | {name: value for name, value in batch.items() if name != "image"}
 
     def drop_condition(self, batch: Tree, key: jax.Array) -> Tree:
@@ -105,7 +114,7 @@ class GeneratorTraining:
     def prepare(self, batch: dict) -> Tree:
         given = {name: batch[name] for name in ("ids", "image") if name in batch}
         if isinstance(self.config.condition, ClassCondition):
-            return given | {"label": batch["label"]}
+            return given | {"label": _known(batch["label"], self.config.condition.classes)}
         ids, valid = self.text.encode(batch["text"], self.config.condition.length, warn=False)
         return given | {"prompt": ids, "prompt_valid": valid}
 
@@ -184,21 +193,38 @@ def _check_layout(task: GeneratorTask, data: Data, source: Source, tokenizer: mt
 
 def _same(expected: TokenLayout, found: TokenLayout, what: str) -> None:
     if expected != found:
-        sizes = [f"{x.height} x {x.width} ids of {x.codebook_size} codes" for x in (found, expected)]
-        raise UserError(f"{what} gives {sizes[0]}, the model expects {sizes[1]}: set task.model.layout to match")
+        raise UserError(f"{what} gives {found}, the model expects {expected}: set task.model.layout to match")
 
 
-def _check_condition(condition: ClassCondition | TextCondition | FeatureCondition, source: Source) -> None:
+def _check_condition(condition: ClassCondition | TextCondition | FeatureCondition, data: Data, source: Source) -> None:
     """Raises UserError where the data lack what the model is conditioned on."""
-    has = source[0].keys()
+    has, where = source[0].keys(), f"the data ({data.source})"
     if isinstance(condition, FeatureCondition):
         raise UserError("models conditioned on features are loaded and sampled from, not trained: use TextCondition")
     if isinstance(condition, TextCondition) and "text" not in has:
-        raise UserError("the model reads prompts, and the data have no captions (metadata.jsonl with file_name and text)")
+        raise UserError(f"the model reads prompts, and {where} have no captions (metadata.jsonl with file_name and text)")
     if isinstance(condition, ClassCondition) and "label" not in has:
-        raise UserError("the model reads labels, and the data have none (one folder a class)")
-    if isinstance(condition, ClassCondition) and source.labels and len(source.labels) > condition.classes:
-        raise UserError(f"the data have {len(source.labels)} classes: set task.model.condition.classes to that number")
+        raise UserError(f"the model reads labels, and {where} have none (one folder a class)")
+    if isinstance(condition, ClassCondition) and source.labels and len(source.labels) != condition.classes:
+        raise UserError(f"{where} have {len(source.labels)} classes: set task.model.condition.classes to that number")
+
+
+def _check_names(source: Source, held_out: Source | None) -> None:
+    """Raises UserError where class 3 of the validation data is another class than class 3 of the training data."""
+    if held_out is None or not (source.labels and held_out.labels) or list(source.labels) == list(held_out.labels):
+        return
+    differ = sorted(set(source.labels) ^ set(held_out.labels))
+    raise UserError(
+        f"training and validation data have other classes ({', '.join(differ[:5]) or 'in another order'} in one of them only): "
+        "give both the same folders, or set --validation none"
+    )
+
+
+def _known(labels: Int[np.ndarray, "b"], classes: int) -> Int[np.ndarray, "b"]:
+    """The labels; a gather on the device would silently take the last class for one that is too large."""
+    if labels.min() < 0 or labels.max() >= classes:
+        raise UserError(f"the data have label {labels.max()}: set task.model.condition.classes, now {classes}, to more")
+    return labels
 
 
 def _text_model(condition, folder: Path, source: Source) -> TextTokenizer | None:

@@ -2,6 +2,7 @@
 
 import json
 
+import mmgen_tokenizers as mt
 import numpy as np
 import pytest
 from mmgen_tokenizers.files import load_arrays
@@ -100,3 +101,26 @@ def test_mistakes(tokenizer_folder, tmp_path, monkeypatch, capsys, arguments, me
     assert run(*(word.format(f=tokenizer_folder) for word in arguments)) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_export_of_one_checkpoint_of_a_run(tmp_path, capsys):
+    from mmgen import config
+    from mmgen.training.loop import train
+
+    network = {"channels": 4, "multipliers": (1,), "encoder_blocks": 1, "decoder_blocks": 1, "attention_levels": (),
+               "middle_blocks": 0, "middle_attention": False, "latent": 4, "groups": 2, "stem": 16}  # fmt: skip
+    model = mt.VQGAN(network=mt.CNN(**network), quantizer=mt.VQ(size=32, dim=4), image_size=32)
+    data = config.Data(config.Shapes("train", 16), size=32)
+    chosen = config.Experiment(config.TokenizerTask(model), data, steps=3, batch=4, every_checkpoint=1, keep=3)
+    train(chosen, tmp_path / "run")
+    weights = {}
+    for which in ("1", "3", "last"):
+        assert run("export", tmp_path / "run", "--out", tmp_path / which, "--checkpoint", which) == 0
+        weights[which] = load_arrays(tmp_path / which)["quantizer"]["codebook"]
+    assert f"{tmp_path / 'last'}: tokenizer (vqgan), of step 3" in capsys.readouterr().out
+    np.testing.assert_array_equal(weights["3"], weights["last"])
+    assert np.abs(weights["1"] - weights["3"]).max() > 0
+    assert run("export", tmp_path / "run", "--out", tmp_path / "x", "--checkpoint", "7") == 2
+    assert "no checkpoint 7, it has those of step [1, 2, 3]" in capsys.readouterr().err
+    assert run("export", tmp_path / "1", "--out", tmp_path / "x", "--checkpoint", "best") == 2
+    assert "no run folder" in capsys.readouterr().err

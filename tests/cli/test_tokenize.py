@@ -94,3 +94,17 @@ def test_a_mistyped_source_and_a_full_folder(tokenizer_folder, pictures, tmp_pat
     assert run(tokenizer_folder, "--data", pictures, "--out", tmp_path / "t", "--count", 1) == 0
     assert run(tokenizer_folder, "--data", pictures, "--out", tmp_path / "t", "--count", 1) == 2
     assert "already holds" in capsys.readouterr().err
+
+
+def test_codes_that_llamagen_wrote(tokenizer, tokenizer_folder, tmp_path, capsys):
+    ids = np.random.default_rng(0).integers(0, 32, (3, 2, 4))
+    for i, rows in enumerate(ids):
+        for kind, value in (("codes", rows[None]), ("labels", np.array([i]))):
+            (tmp_path / f"imagenet8_{kind}").mkdir(exist_ok=True)
+            np.save(tmp_path / f"imagenet8_{kind}" / f"{i}.npy", value)
+    assert run(tokenizer_folder, "--llamagen-codes", tmp_path, "--out", tmp_path / "t") == 0
+    assert "codes of 3 pictures" in capsys.readouterr().out
+    reader = ShardReader(tmp_path / "t")
+    assert (reader.tokenizer, reader.layout, reader[2]["label"]) == (tokenizer.fingerprint, tokenizer.layout, 2)
+    np.testing.assert_array_equal(reader[1]["ids"], ids[1])
+    assert run(tokenizer_folder, "--data", "shapes", "--llamagen-codes", tmp_path, "--out", tmp_path / "u") == 2

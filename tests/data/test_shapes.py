@@ -229,7 +229,7 @@ def test_the_source():
     source = shapes.ShapesSource("test", count=5, size=64)
     assert len(source) == 5 and source.labels is None
     assert source[4]["image"].shape == (64, 64, 3) and source[4]["image"].dtype == np.uint8
-    assert source[4]["text"] == shapes.caption(shapes.scene(4, "test"))
+    assert source[4]["text"] == shapes.scene(4, "test").caption
     with pytest.raises(IndexError):
         source[5]
     with pytest.raises(UserError, match="train"):

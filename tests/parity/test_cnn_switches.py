@@ -1,4 +1,4 @@
-"""The one network as other published tokenizers: its switches against the numbers of their own code.
+"""The one network as published tokenizers that are not converted yet: its switches against the numbers of their own code.
 
 Only the network; quantizers other than VQ are stood in for by the codes of the fixtures.
 """
@@ -14,7 +14,6 @@ from mmgen_tokenizers.families.vqgan import VQGAN
 from mmgen_tokenizers.files import flatten, read_checkpoint, rename, unflatten
 from mmgen_tokenizers.networks.cnn import CNN
 from mmgen_tokenizers.pretrained.cnn_names import ATTENTION, BLOCK, ENDS, at, rows
-from mmgen_tokenizers.quantizers import vq
 from mmgen_tokenizers.quantizers.vq import VQ
 
 pytestmark = pytest.mark.parity
@@ -48,7 +47,6 @@ DOWN, UP = "encoder.down.{}.block.{{b}}", "decoder.up.{}.block.{{b}}"
 TAMING = (DOWN, UP, ("mid.block_1", "mid.attn_1", "mid.block_2"), ("downsample.conv", "upsample.conv"), "conv")
 RES = ("encoder.down.{}.res_blocks.{{b}}", "decoder.up.{}.res_blocks.{{b}}")
 PLAIN = dict(decoder_blocks=2, attention_levels=(), middle_attention=False, bias=False, latent_kernel=1)
-NET = CNN(channels=32, multipliers=(1, 1, 2), attention_levels=(2,), latent=32)
 
 
 def around(kind):
@@ -61,16 +59,6 @@ def variant(**changes):
 
 # folder: (configuration, rename table, name of the codes that are decoded)
 FIXTURES = {
-    "taming_vqgan": (
-        VQGAN(NET, VQ(256, 16, normalize=False, codebook=0.25, commitment=1.0), 32),
-        table(*TAMING, extra=around("pixel")),
-        ("latents", "quant", "recon"),
-    ),
-    "maskgit_vqgan": (
-        VQGAN(variant(shortcut="output", down="average"), VQ(256, 32, normalize=False), 32, quant_conv=0, range="unit"),
-        table(DOWN, UP, ("mid.0", "mid.1"), ("-", "upsample_conv"), "pixel"),
-        ("latents", "zq", "recon"),
-    ),
     "maskbit": (
         VQGAN(variant(shortcut="output", latent=10), VQ(1024, 10, normalize=False), 32, quant_conv=0, range="unit"),
         [
@@ -140,24 +128,8 @@ def test_network(fixture):
     close(decoded, recon)
 
 
-@pytest.mark.parametrize("name, loss, ids", [("taming_vqgan", "emb_loss", "ids"), ("maskgit_vqgan", "quantizer_loss", "ids")])
-def test_plain_codebooks(parity, name, loss, ids):
-    """VQ without normalisation; the "legacy" weights of the two losses."""
-    folder, config = parity(name), FIXTURES[name][0]
-    params = {"codebook": read_checkpoint(folder / "model.safetensors")["quantize.embedding.weight"]}
-    quantizer = VQ(256, config.quantizer.dim, normalize=False, codebook=0.25, commitment=1.0)
-    with np.load(folder / "io.npz") as io:
-        quantized = jax.jit(lambda p, z: vq.quantize(quantizer, p, z))(params, io["latents"].transpose(0, 2, 3, 1))
-        np.testing.assert_array_equal(quantized.ids.reshape(2, -1), io[ids])
-        np.testing.assert_allclose(sum(quantized.losses.values()), io[loss], rtol=1e-5)
-
-
 FULL_SIZE = {
-    "taming_1024": VQGAN(CNN(), VQ(1024, 256, normalize=False)),
-    "taming_8192_chameleon": VQGAN(CNN(attention_levels=()), VQ(8192, 256, normalize=False), 512),
-    "ibq_16384": VQGAN(CNN(encoder_blocks=4, decoder_blocks=5), VQ(16384, 256, normalize=False)),
     "var_vqvae": VQGAN(CNN(160, fused_qkv=True, latent=32), VQ(4096, 32, normalize=False), quant_conv=3),
-    "maskgit_vqgan": VQGAN(CNN(**PLAIN, shortcut="output", down="average"), VQ(1024, 256, normalize=False), quant_conv=0),
 }
 
 
@@ -166,8 +138,7 @@ def test_full_size_has_the_published_names_and_shapes(parity, name):
     keys = json.loads((parity().parent / "research" / "tokenizer_keys" / f"{name}.json").read_text())
     state = {key: np.broadcast_to(np.float32(0), shape) for key, shape in keys.items()}
     config = FULL_SIZE[name]
-    small = FIXTURES[name if name in FIXTURES else "taming_vqgan"][1]
-    rename(state, small, {key: leaf.shape for key, leaf in flatten(shapes(config)).items()})
+    rename(state, FIXTURES[name][1], {key: leaf.shape for key, leaf in flatten(shapes(config)).items()})
 
 
 def test_a_decoder_without_attention_is_mar(parity):

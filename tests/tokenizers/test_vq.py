@@ -1,5 +1,7 @@
 """The vector quantizer against direct evaluations in NumPy (float64)."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +84,68 @@ def test_gradients_go_where_they_should():
     assert not of_z.any()
 
 
+def soft_codes(latents, index_codes, codes):
+    """IBQ's surrogate in float64: codes mixed by the softmax of the inner products with `index_codes`."""
+    logits = latents.astype(np.float64) @ np.asarray(index_codes, np.float64).T
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    return p / p.sum(-1, keepdims=True) @ np.asarray(codes, np.float64)
+
+
+def slope(function, x, direction):
+    """Central difference of a float64 function along a direction."""
+    return (function(x + 1e-5 * direction) - function(x - 1e-5 * direction)) / 2e-5
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_index_backpropagation_takes_the_largest_product_and_reaches_every_code(normalize):
+    config = VQ(size=11, dim=3, normalize=normalize, backpropagation="index")
+    params, latents = sample(config)
+    z, book = (unit(x) if normalize else x for x in (latents, np.asarray(params["codebook"], np.float64)))
+    ids = (z @ book.T).argmax(-1)
+    cotangent = RNG.standard_normal(latents.shape).astype(np.float32)
+
+    def inner(params, z):
+        q = vq.quantize(config, params, z)
+        return (q.codes * cotangent).sum(), q
+
+    gradients, got = jax.jit(jax.grad(inner, (0, 1), has_aux=True))(params, latents)
+    np.testing.assert_array_equal(got.ids, ids)
+    np.testing.assert_array_equal(jax.jit(lambda p, z: vq.nearest(config, p, z))(params, latents), ids)
+    np.testing.assert_allclose(got.codes, book[ids], atol=1e-6)
+    error = ((book[ids] - z) ** 2).mean()
+    np.testing.assert_allclose([got.losses["index"], got.losses["commitment"]], [error, 0.25 * error], rtol=1e-5)
+
+    def normed(x):
+        return unit(x) if normalize else x
+
+    def of_latents(x):
+        return (soft_codes(normed(x), book, book) * cotangent).sum()
+
+    def of_codes(x):  # the chosen code itself, and by its part in the softmax each one
+        return ((normed(x)[ids] + soft_codes(z, normed(x), book)) * cotangent).sum()
+
+    for function, at, gradient in (
+        (of_latents, latents.astype(np.float64), gradients[1]),
+        (of_codes, np.asarray(params["codebook"], np.float64), gradients[0]["codebook"]),
+    ):
+        direction = RNG.standard_normal(at.shape)
+        np.testing.assert_allclose((np.asarray(gradient) * direction).sum(), slope(function, at, direction), rtol=2e-4)
+    assert (np.abs(gradients[0]["codebook"]).sum(-1) > 0).all()  # also the codes that nobody chose
+
+
+def test_a_large_codebook_is_searched_in_pieces(monkeypatch):
+    params, latents = sample(PLAIN)
+
+    def search():
+        return jax.jit(lambda p, z: vq.nearest(PLAIN, p, z))
+
+    whole, matrix = search()(params, latents), re.compile("40x(1x)?11xf32")
+    assert matrix.search(search().lower(params, latents).as_text())
+    monkeypatch.setattr(vq, "AFFINITIES", 7 * PLAIN.size)  # 40 positions: five pieces of 7 and a rest
+    np.testing.assert_array_equal(search()(params, latents), whole)
+    assert not matrix.search(search().lower(params, latents).as_text())
+
+
 def test_zero_latent_has_a_finite_gradient():
     params, latents = sample(SPHERE)
     gradient = jax.jit(jax.grad(lambda z: vq.quantize(SPHERE, params, z).codes.sum()))(np.zeros_like(latents))
@@ -93,6 +157,8 @@ def test_codebook_starts_on_the_sphere_or_small():
     on, plain = (np.asarray(init(VQ(64, 8, normalize=n), jax.random.key(0))["codebook"]) for n in (True, False))
     np.testing.assert_allclose(np.linalg.norm(on, axis=1), 1, atol=1e-5)
     assert 0.9 / 64 < np.abs(plain).max() <= 1 / 64
+    wide = np.asarray(init(VQ(256, 8, normalize=False, backpropagation="index"), jax.random.key(0))["codebook"])
+    assert abs(wide.std() - 1) < 0.1  # the softmax of products with tiny codes would be flat
 
 
 def test_usage_over_a_window_that_slides():

@@ -38,10 +38,10 @@ def generator_experiment(data: Data, condition=ClassCondition(3), tokenizer=None
     return Experiment(task, data, **{**EVERY, "optimizer": OPTIMIZER, "steps": 4, "batch": 4, **fields})
 
 
-def write_shards(folder, tokenizer: str = "somebody", layout: TokenLayout = LAYOUT) -> Data:
+def write_shards(folder, tokenizer="somebody", layout: TokenLayout = LAYOUT, labels=("cat", "dog", "eel")) -> Data:
     """Sixteen pictures with labels, whose ids go by the label."""
     rng = np.random.default_rng(0)
-    with ShardWriter(folder, tokenizer, layout, labels=("cat", "dog", "eel")) as writer:
+    with ShardWriter(folder, tokenizer, layout, labels=labels) as writer:
         for i in range(16):
             writer.add(10 * (i % 3) + rng.integers(0, 3, (2, layout.sites)), label=i % 3)
     return Data(TokenShards(str(folder)))

@@ -1,5 +1,7 @@
 """Training a generator: conditions, ids, the decay mask, files."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import mmgen_tokenizers as mt
@@ -13,9 +15,11 @@ import mmgen
 from mmgen.config import Data, Shapes
 from mmgen.data.text import TextTokenizer
 from mmgen.model import transformer
-from mmgen.model.config import ClassCondition, FeatureCondition, GeneratorConfig, TextCondition
+from mmgen.model.config import ClassCondition, Dropout, FeatureCondition, GeneratorConfig, TextCondition
 from mmgen.training.generator_task import GeneratorTraining, decayed
 from mmgen.training.metrics import read_metrics
+from mmgen.training.state import initial_state
+from mmgen.training.step import gradients
 
 SHAPES = Data(Shapes("train", 40), size=32)
 TEXT = TextCondition(vocabulary=48, length=16)
@@ -123,12 +127,34 @@ def test_what_does_not_fit_is_refused(shards, tokenizer_folder, tmp_path):
     for chosen, words in (
         (generator_experiment(SHAPES, TEXT), "pictures need a tokenizer"),
         (generator_experiment(SHAPES, TEXT, str(tmp_path / "nowhere")), "task.tokenizer"),
-        (generator_experiment(SHAPES, ClassCondition(3), str(tokenizer_folder)), "the data have none"),
-        (generator_experiment(shards, TEXT), "no captions"),
+        (generator_experiment(SHAPES, ClassCondition(3), str(tokenizer_folder)), "have none"),
+        (generator_experiment(shards, TEXT), "have no captions"),
         (generator_experiment(shards, FeatureCondition()), "not trained"),
-        (generator_experiment(other), "gives 4 x 4 ids of 32 codes, the model expects 2 x 2"),
+        (generator_experiment(other), "gives 4 x 4 = 16 ids of 32 codes, the model expects 2 x 2"),
         (generator_experiment(shards, tokenizer=str(tokenizer_folder)), "made by tokenizer somebody"),
         (generator_experiment(Data(Shapes(count=4), size=64), TEXT, str(tokenizer_folder)), "gives 4 x 4 ids"),
     ):
         with pytest.raises(UserError, match=words):
             mmgen.train(chosen, tmp_path / "run")
+
+
+def test_accumulation_gives_the_gradients_of_the_large_batch(shards, tmp_path):
+    chosen = generator_experiment(shards, dropout=0.0, batch=8)
+    still = replace(chosen.task.model, dropout=Dropout())
+    task = GeneratorTraining(replace(chosen, task=replace(chosen.task, model=still)), tmp_path)
+    state, batch = initial_state(task, task.optimizer(chosen), 0, False), batch_of(task)
+    whole, parts = (gradients(task, state, {}, batch, jax.random.key(0), n)[0] for n in (1, 4))
+    assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(whole)) > 1e-3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), whole, parts)
+
+
+def test_validation_data_of_other_classes_are_refused(shards, tmp_path):
+    other = write_shards(tmp_path / "other", labels=("cat", "dog", "fox"))
+    with pytest.raises(UserError, match="other classes .eel, fox in one of them only"):
+        mmgen.train(generator_experiment(shards, validation=other), tmp_path / "run")
+
+
+def test_a_label_beyond_the_classes_is_refused(tmp_path):
+    nameless = write_shards(tmp_path / "shards", labels=None)
+    with pytest.raises(UserError, match="label 2: set task.model.condition.classes, now 2, to more"):
+        mmgen.train(generator_experiment(nameless, ClassCondition(2), batch=16), tmp_path / "run")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mmgen_tokenizers.errors import UserError
+from mmgen_tokenizers.errors import UserError, is_full_disk
 from regression import Regression, batches, experiment, run, validation
 
 from mmgen.training import checkpoint, loop
@@ -133,9 +133,9 @@ def test_full_disk_is_recognised_however_it_is_wrapped():
     inner = OSError(errno.ENOSPC, "No space left on device")
     outer = RuntimeError("save failed")
     outer.__cause__ = inner
-    assert checkpoint.is_full_disk(outer)
-    assert checkpoint.is_full_disk(ValueError("RESOURCE_EXHAUSTED: Error writing: [OS error 28: No space left on device]"))
-    assert not checkpoint.is_full_disk(ValueError("something else"))
+    assert is_full_disk(outer)
+    assert is_full_disk(ValueError("RESOURCE_EXHAUSTED: Error writing: [OS error 28: No space left on device]"))
+    assert not is_full_disk(ValueError("something else"))
 
 
 def test_damaged_checkpoint_names_its_folder(tmp_path):

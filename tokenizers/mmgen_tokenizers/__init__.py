@@ -13,6 +13,7 @@ import importlib
 _HOMES = {
     "api": ("Tokenizer", "convert", "load"),
     "errors": ("UserError",),
+    "families.multiscale": ("MultiScale",),
     "families.vqgan": ("VQGAN",),
     "layout": ("TokenLayout",),
     "losses": ("TokenizerLosses",),
@@ -20,6 +21,7 @@ _HOMES = {
     "networks.discriminator": ("PatchGAN",),
     "quantizers.binary": ("BSQ", "LFQ"),
     "quantizers.fsq": ("FSQ",),
+    "quantizers.multiscale": ("MultiScaleVQ",),
     "quantizers.vq": ("VQ",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -5,8 +5,8 @@ import functools
 import hashlib
 import json
 import math
-import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,20 +14,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Int8, UInt8
+from PIL import Image
 
 from .configs import from_json, to_json
 from .errors import UserError, nearest
-from .families import vqgan
+from .families import multiscale, vqgan
+from .families.multiscale import MultiScale
 from .families.vqgan import VQGAN
-from .files import flatten, load_arrays, read_json, save_arrays, unflatten, write_json
+from .files import flatten, load_arrays, read_json, save_arrays, temporary_beside, unflatten, write_json
 from .layout import TokenLayout
+from .pictures import stack
 from .quantizers.binary import LFQ, ids_to_bits
 
 FORMAT = 1  # of the saved folder
-FAMILIES = {"vqgan": (VQGAN, vqgan)}  # name in config.json -> configuration, functions
+FAMILIES = {"vqgan": (VQGAN, vqgan), "multiscale": (MultiScale, multiscale)}  # name in config.json -> configuration, functions
 PIXELS = 2**20  # a chunk of a large batch: 16 pictures of 256 x 256
 
-Images = UInt8[np.ndarray, "B H W 3"] | Float[np.ndarray, "B H W 3"]
+Images = UInt8[np.ndarray, "B H W 3"] | Float[np.ndarray, "B H W 3"] | Image.Image | Sequence[Image.Image]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -41,6 +44,18 @@ def _decode(
     family: Any, config: Any, dtype: str, grid: tuple[int, int], params: dict, ids: Int[jax.Array, "B N *G"]
 ) -> Float[jax.Array, "B H W 3"]:
     return jnp.clip(family.decode(config, params, ids, *grid, jnp.dtype(dtype)), -1, 1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _next_input(
+    family: Any, config: Any, grid: tuple[int, int], params: dict, ids: Int[jax.Array, "B M"]
+) -> Float[jax.Array, "B L C"]:
+    return family.next_input(config, params, ids, *grid)
+
+
+def family_of(config: VQGAN) -> tuple[str, Any]:
+    """The name of its family, and the module with the family's functions."""
+    return next((name, functions) for name, (kind, functions) in FAMILIES.items() if type(config) is kind)
 
 
 def _chunks(function, array: np.ndarray, chunk: int) -> np.ndarray:
@@ -75,8 +90,7 @@ class Tokenizer:
         of that checkpoint which are not used here and are given back on export."""
         self.config, self.source, self.buffers, self.dtype = config, source, buffers or {}, dtype
         self.params = jax.tree.map(jnp.asarray, params)
-        self.family = next(name for name, (kind, _) in FAMILIES.items() if isinstance(config, kind))
-        self._functions = FAMILIES[self.family][1]
+        self.family, self._functions = family_of(config)
 
     @property
     def layout(self) -> TokenLayout:
@@ -89,7 +103,10 @@ class Tokenizer:
 
     def encode(self, images: Images) -> Int[np.ndarray, "B N *G"]:
         """Pictures, uint8 or float32 in [-1, 1], of any batch size -> ids int32 in the order of the layout; with a last axis G
-        where it has groups."""
+        where it has groups.
+
+        numpy and jax arrays, or Pillow's pictures (one, or a list of one size).
+        """
         images = _checked_images(images)
         self.layout_for(*images.shape[1:3])
         encode = functools.partial(_encode, self._functions, self.config, self.dtype, self.params)
@@ -104,18 +121,13 @@ class Tokenizer:
         return np.asarray(ids_to_bits(quantizer, self.encode(images)))
 
     def decode(self, ids: Int[np.ndarray, "B N *G"], layout: TokenLayout | None = None) -> Float[np.ndarray, "B H W 3"]:
-        """Ids -> pictures float32, clamped to [-1, 1].
+        """Ids -> pictures float32, clamped to [-1, 1]. With layout.scales, ids of the first scales give the coarse picture.
 
         `layout`: where the pictures are neither of the training resolution nor square (see layout_for).
         """
         ids = self._checked_ids(ids)
-        layout = layout or self._square(ids.shape[1])
-        if ids.shape[1] != layout.sites:
-            raise UserError(
-                f"{ids.shape[1]} ids a picture, but the layout is {layout.height} x {layout.width} = {layout.sites}:"
-                " for pictures of another shape pass layout=tok.layout_for(height, width)"
-            )
-        pixels = layout.sites * self.config.network.factor**2
+        layout = self._fitting(ids, layout)
+        pixels = layout.height * layout.width * self.config.network.factor**2
         grid = (layout.height, layout.width)
         decode = functools.partial(_decode, self._functions, self.config, self.dtype, grid, self.params)
         return _chunks(decode, ids, _chunk(pixels))
@@ -124,10 +136,32 @@ class Tokenizer:
         """Code vectors, float32, as the decoder consumes them."""
         return np.asarray(self._functions.embed(self.config, self.params, jnp.asarray(self._checked_ids(ids))))
 
+    def next_input(self, ids: Int[np.ndarray, "B M"], layout: TokenLayout | None = None) -> Float[np.ndarray, "B L C"]:
+        """Ids of the first scales -> what a next-scale transformer reads at the sites of the second scale up to the one after
+        them, float32. `layout`: as for decode."""
+        ids = self._checked_ids(ids)
+        layout = self._fitting(ids, layout)
+        if not layout.scales:
+            raise UserError(f"next_input is for tokenizers of several scales, and this one gives {layout}")
+        grid = (layout.height, layout.width)
+        read = functools.partial(_next_input, self._functions, self.config, grid, self.params)
+        return _chunks(read, ids, _chunk(layout.sites * self.config.quantizer.dim))
+
+    def _fitting(self, ids: Int[np.ndarray, "B N"], layout: TokenLayout | None) -> TokenLayout:
+        """The layout, where none is given that of training or a square grid. Raises UserError where the ids are not of it."""
+        layout, count = layout or self._square(ids.shape[1]), ids.shape[1]
+        if count not in layout.prefixes:
+            whole = f" (of the first scales {', '.join(map(str, layout.prefixes))})" if layout.scales else ""
+            raise UserError(
+                f"{count} ids a picture, but the layout is {layout}{whole}:"
+                " for pictures of another shape pass layout=tok.layout_for(height, width)"
+            )
+        return layout
+
     def _square(self, sites: int) -> TokenLayout:
         """The layout of training, or the square grid of so many sites."""
         side = math.isqrt(sites)
-        if sites == self.layout.sites or side * side != sites:
+        if sites == self.layout.sites or side * side != sites or self.layout.scales:
             return self.layout
         return dataclasses.replace(self.layout, height=side, width=side)
 
@@ -148,7 +182,7 @@ class Tokenizer:
         if folder.exists():
             return self._write(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        part = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        part = temporary_beside(folder)
         try:
             self._write(part)
             part.rename(folder)
@@ -179,7 +213,8 @@ class Tokenizer:
 
 def _checked_images(images: Images) -> Images:
     """float32 or uint8 [B, H, W, 3], or UserError."""
-    images = np.asarray(images)
+    first = images[0] if isinstance(images, list | tuple) and images else images
+    images = stack(images) if isinstance(first, Image.Image) else np.asarray(images)
     if images.ndim != 4 or images.shape[-1] != 3 or not len(images):
         raise UserError(f"expected pictures [B, H, W, 3] with 3 channels last, got {list(images.shape)}")
     if images.dtype == np.uint8:
@@ -211,7 +246,7 @@ def load(folder: str | Path, dtype: Literal["float32", "bfloat16"] = "float32") 
         raise UserError(f"{folder} has format {about['format']}, this version reads up to {FORMAT}: upgrade mmgen-tokenizers")
     config = from_json(kind[0], about["config"])
     params = load_arrays(folder)
-    _check_shapes(folder, config, kind[1], params)
+    _check_shapes(folder, config, params)
     held = (folder / "reference_buffers.safetensors").is_file()
     buffers = flatten(load_arrays(folder, stem="reference_buffers")) if held else None
     return Tokenizer(config, params, about.get("source"), buffers, dtype)
@@ -232,9 +267,9 @@ def _find(folder: Path) -> tuple[Path, dict[str, Any]]:
     raise AssertionError
 
 
-def _check_shapes(folder: Path, config: VQGAN, functions: Any, params: dict) -> None:
+def _check_shapes(folder: Path, config: VQGAN, params: dict) -> None:
     """Weights fit the configuration, or UserError that names what does not."""
-    expected = {name: leaf.shape for name, leaf in flatten(shapes(config, functions)).items()}
+    expected = {name: leaf.shape for name, leaf in flatten(shapes(config)).items()}
     found = {name: array.shape for name, array in flatten(params).items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
@@ -244,9 +279,9 @@ def _check_shapes(folder: Path, config: VQGAN, functions: Any, params: dict) -> 
             )
 
 
-def shapes(config: VQGAN, functions: Any = vqgan) -> dict:
+def shapes(config: VQGAN) -> dict:
     """The parameters of a configuration as jax.ShapeDtypeStruct, nothing allocated."""
-    return jax.eval_shape(functools.partial(functions.init, config), jax.random.key(0))
+    return jax.eval_shape(functools.partial(family_of(config)[1].init, config), jax.random.key(0))
 
 
 def convert(

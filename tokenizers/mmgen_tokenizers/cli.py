@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import UserError, nearest
+from .errors import UserError, is_full_disk, nearest
 
 DESCRIPTION = "Image tokenizers: pictures to integers and back."
 EXAMPLE = """example:
@@ -119,8 +119,6 @@ def decode(args: argparse.Namespace) -> None:
     example:
       mmgen-tokenizers decode codes.npz --tokenizer models/vq16 --out pictures/
     """
-    import dataclasses
-
     from .api import load
     from .pictures import write_png
 
@@ -132,7 +130,8 @@ def decode(args: argparse.Namespace) -> None:
         )
     layout = None
     if "height" in codes and "width" in codes:
-        layout = dataclasses.replace(tokenizer.layout, height=int(codes["height"]), width=int(codes["width"]))
+        factor = tokenizer.config.network.factor
+        layout = tokenizer.layout_for(int(codes["height"]) * factor, int(codes["width"]) * factor)
     ids = codes["ids"]
     stems = [Path(str(name)).stem for name in codes["names"]] if "names" in codes else [""] * len(ids)
     for start in range(0, len(ids), args.batch):
@@ -142,29 +141,32 @@ def decode(args: argparse.Namespace) -> None:
 
 
 def reconstruct(args: argparse.Namespace) -> None:
-    """Show what is lost: each picture beside its reconstruction in one PNG, with PSNR in dB.
+    """Show what is lost: each picture, its reconstruction and four times their difference, with PSNR and SSIM under them.
 
     example:
       mmgen-tokenizers reconstruct photo.jpg emoji/ --tokenizer models/vq16 --out grid.png
     """
     from .api import load
-    from .metrics import psnr
-    from .pictures import grid, to_float, write_png
+    from .metrics import psnr, ssim
+    from .pictures import grid, to_float, to_uint8, with_caption, write_png
 
     tokenizer = load(args.tokenizer)
     size = args.size or tokenizer.config.image_size
     layout = tokenizer.layout_for(size, size)
-    pairs, decibels = [], []
+    cards, scores = [], []
     for names, pictures in _batches(_picture_files(args.pictures), size, args.batch):
         again = tokenizer.decode(tokenizer.encode(pictures), layout)
-        scores = np.asarray(psnr(to_float(pictures), again))
-        for name, before, after, score in zip(names, pictures, again, scores, strict=True):
-            print(f"{score:6.2f} dB  {name}")
-            pairs += [to_float(before), after]
-        decibels += scores.tolist()
-    pairs_a_row = max(1, min(len(decibels), 1024 // (2 * size), 4))
-    write_png(args.out, grid(np.stack(pairs), 2 * pairs_a_row), {"psnr": f"{np.mean(decibels):.2f}"})
-    print(f"{np.mean(decibels):6.2f} dB  mean of {len(decibels)}; wrote {args.out}")
+        before = to_float(pictures)
+        difference = np.minimum(4 * np.abs(before - again) - 1, 1)
+        found = np.stack([psnr(before, again), ssim(before, again)], 1)
+        for name, *three, (decibels, likeness) in zip(names, before, again, difference, found, strict=True):
+            print(f"{decibels:6.2f} dB  {likeness:.3f}  {name}")
+            cards.append(with_caption(to_uint8(np.concatenate(three, axis=1)), f"{decibels:.1f} dB {likeness:.3f}"))
+        scores += found.tolist()
+    mean = np.mean(scores, 0)
+    columns = max(1, min(len(cards), 1024 // (3 * size), 4))
+    write_png(args.out, grid(np.stack(cards), columns), {"psnr": f"{mean[0]:.2f}", "ssim": f"{mean[1]:.4f}"})
+    print(f"{mean[0]:6.2f} dB  SSIM {mean[1]:.3f}  mean of {len(cards)}; wrote {args.out}")
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -211,10 +213,7 @@ def _summary(tokenizer: Any) -> str:
 
     layout, size = tokenizer.layout, tokenizer.config.image_size
     count = sum(leaf.size for leaf in jax.tree.leaves(tokenizer.params))
-    return (
-        f"{tokenizer.family}, {count / 1e6:.2f}M parameters, {size} x {size} pixels -> {layout.height} x {layout.width} = "
-        f"{layout.sites} ids of {layout.codebook_size} codes"
-    )
+    return f"{tokenizer.family}, {count / 1e6:.2f}M parameters, {size} x {size} pixels -> {layout}"
 
 
 def list_families(args: argparse.Namespace) -> None:
@@ -226,9 +225,10 @@ def list_families(args: argparse.Namespace) -> None:
     from .pretrained import FAMILIES, PUBLISHED
 
     print(f"families of `convert`: {', '.join(FAMILIES)}\n")
-    print(f"{'weights':<8}{'family':<14}{'licence':<9}{'ids at 256 px':>13}{'codes':>8}{'rFID':>6}  verified by")
+    print(f"{'weights':<18}{'family':<17}{'licence':<15}{'ids at 256 px':>13}{'codes':>8}{'rFID':>6}  verified by")
     for name, (family, licence, ids, codes, fid, verified) in PUBLISHED.items():
-        print(f"{name:<8}{family:<14}{licence:<9}{ids:>13}{codes:>8}{fid:>6.2f}  {verified}")
+        published = "-" if fid is None else f"{fid:.2f}"
+        print(f"{name:<18}{family:<17}{licence:<15}{ids:>13}{codes:>8}{published:>6}  {verified}")
 
 
 def _save_npz(path: str, arrays: dict[str, Any]) -> None:
@@ -308,10 +308,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EISDIR, errno.ENOTDIR):
+    except (OSError, ValueError, RuntimeError) as error:
+        full = is_full_disk(error)
+        if not full and getattr(error, "errno", None) not in (errno.EACCES, errno.EISDIR, errno.ENOTDIR):
             raise
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        place = Path(error.filename).parent if error.filename else Path.cwd()
-        print(f"error: {f'the disk is full: free space in {place}' if full else error}", file=sys.stderr)
+        print(f"error: {'the disk is full: free space and start again' if full else error}", file=sys.stderr)
     return 2

@@ -1,11 +1,23 @@
 """The one exception for what a user can cause, and the hint that goes with a mistyped name."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
 class UserError(Exception):
     """A mistake that the user can mend: a single clear line that names the remedy. The commands print it and exit with 2."""
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether an exception, or one that it was raised from, says that the disk (or the quota) is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error):  # tensorstore and array_record raise ValueError or RuntimeError
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -24,6 +24,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from jaxtyping import Int
 
+from .configs import from_json
 from .errors import UserError, nearest
 from .files import write_atomically
 from .layout import TokenLayout
@@ -207,7 +208,7 @@ class ShardReader:
     def __init__(self, folder: str | Path, cache: Literal["ram", "disk"] | None = None):
         self.folder = Path(folder)
         self.manifest = _read_manifest(self.folder)
-        self.layout = TokenLayout(**self.manifest["layout"])
+        self.layout = from_json(TokenLayout, self.manifest["layout"])
         self.tokenizer: str = self.manifest["tokenizer"]
         self.crops: Crops = self.manifest["crops"]
         labels = self.manifest["labels"]

@@ -14,19 +14,25 @@ import io
 import json
 import platform
 import sys
+import tempfile
 import time
+from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
+from mmgen_tokenizers.shards import ShardWriter
 
+from mmgen.config import Data, Experiment, GeneratorTask, TokenShards
 from mmgen.generator import Generator
 from mmgen.model import transformer
+from mmgen.model.config import Dropout
 from mmgen.pretrained import llamagen
+from mmgen.training.generator_task import GeneratorTraining
+from mmgen.training.state import initial_state
+from mmgen.training.step import make_step
 
 TOKENS, GUIDANCE = 256, 2.0
 
@@ -56,21 +62,22 @@ def our_sampling(config, batch: int, repeats: int) -> float:
 
 
 def our_training(config, batch: int, repeats: int) -> float:
-    params, tx = transformer.init(config, jax.random.key(0)), optax.adamw(1e-4, b2=0.95, weight_decay=0.05)
-    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    data = {"ids": np.zeros((batch, TOKENS), np.int32), "label": np.zeros(batch, np.int32)}
-
-    def step(state):
-        params, opt = state
-        grads, _ = jax.grad(lambda p: transformer.loss(config, p, data, dtype=dtype), has_aux=True)(params)
-        updates, opt = tx.update(grads, opt, params)
-        return optax.apply_updates(params, updates), opt
-
-    step = jax.jit(step, donate_argnums=0)
-    state = [(params, tx.init(params))]
+    """The step of `mmgen train`, on token shards."""
+    ids = np.random.default_rng(0).integers(0, config.layout.codebook_size, (batch, 1, TOKENS))
+    with tempfile.TemporaryDirectory() as scratch:
+        with ShardWriter(Path(scratch) / "shards", "any", config.layout) as writer:
+            for label, rows in enumerate(ids):
+                writer.add(rows, label=label)
+        plain = replace(config, dropout=Dropout())
+        data = Data(TokenShards(str(Path(scratch) / "shards")))
+        experiment = Experiment(GeneratorTask(plain, condition_dropout=0.0), data, steps=1000, batch=batch)
+        task = GeneratorTraining(experiment, Path(scratch))
+        optimizer = task.optimizer(experiment)
+        step, rows = make_step(experiment, task, optimizer), task.prepare(next(task.training_batches(0)))
+        state = [initial_state(task, optimizer, 0, False)]
 
     def run():
-        state[0] = jax.block_until_ready(step(state[0]))
+        state[0] = jax.block_until_ready(step(state[0], {}, rows))[0]
 
     return batch * TOKENS / best_of(run, repeats)
 

@@ -130,8 +130,10 @@ def decode(config: VQGAN, params: Params, ids: Int[Array, "B N *G"], height: int
     return decode_codes(config, params, codes.reshape(codes.shape[0], height, width, -1), dtype)
 
 
-def forward(config: VQGAN, params: Params, images: Float[Array, "B H W 3"], dtype=jnp.float32) -> Forward:
-    """The pass of a training step: pictures in [-1, 1] -> reconstruction, quantizer losses, ids."""
+def forward(
+    config: VQGAN, params: Params, images: Float[Array, "B H W 3"], dtype=jnp.float32, key: Array | None = None
+) -> Forward:
+    """The pass of a training step: pictures in [-1, 1] -> reconstruction, quantizer losses, ids. Draws nothing from `key`."""
     latents = encode_latents(config, params, images, dtype)
     quantized = functions(config.quantizer).quantize(config.quantizer, params.get("quantizer", {}), latents)
     h = hidden(config, params, quantized.codes, dtype)

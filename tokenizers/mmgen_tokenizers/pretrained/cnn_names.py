@@ -37,6 +37,19 @@ def at(theirs: str, ours: str, layers: Iterable[Layer]) -> list[Layer]:
     return [(f"{theirs}.{a}", f"{ours}.{b}", kind) for a, b, kind in layers]
 
 
+def levels() -> list[Layer]:
+    """What taming's code and its descendants name alike: the ends, and the blocks and attentions of levels.
+
+    Level 0 is the highest resolution in encoder.down and in decoder.up, as it is here.
+    """
+    layers: list[Layer] = []
+    for side, level in (("encoder", "down"), ("decoder", "up")):
+        layers += at(side, side, ENDS)
+        layers += at(f"{side}.{level}.{{i}}.block.{{b}}", f"{side}.levels.{{i}}.blocks.{{b}}", BLOCK)
+        layers += at(f"{side}.{level}.{{i}}.attn.{{b}}", f"{side}.levels.{{i}}.attention.{{b}}", ATTENTION)
+    return layers
+
+
 def rows(layers: Iterable[Layer]) -> list[Row]:
     """The rename table (files.rename) of these layers: a norm has weight -> scale, a convolution weight -> kernel."""
     table: list[Row] = []

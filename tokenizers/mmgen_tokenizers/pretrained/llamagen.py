@@ -1,10 +1,10 @@
 """LlamaGen's tokenizers VQ-16 and VQ-8 (arXiv 2406.06525): vq_ds16_c2i.pt, vq_ds8_c2i.pt, vq_ds16_t2i.pt. Pictures in [-1, 1].
 
-`config` of a conversion; what is not given is read off the weights:
-  ch, ch_mult (or encoder_ch_mult and decoder_ch_mult), num_res_blocks, z_channels   the network
-  codebook_size, codebook_embed_dim, codebook_l2_norm (true)   the codebook
+`config` of a conversion, all of it optional:
+  codebook_l2_norm (true), group_norm_groups (32), group_norm_eps (1e-6), image_size (256)
   commit_loss_beta (0.25), entropy_loss_ratio (0)   used if training goes on
-  group_norm_groups (32), group_norm_eps (1e-6), downsample (checked), image_size (256)
+  ch, ch_mult (or encoder_ch_mult and decoder_ch_mult), num_res_blocks, z_channels, downsample, codebook_size,
+  codebook_embed_dim   must be what the weights show
 Ignored: codebook_show_usage, dropout_p. The buffer quantize.codebook_used plays no part in encoding or decoding; it is kept
 beside the weights for export if it holds anything but zeros.
 """
@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from ..api import Tokenizer, shapes
-from ..errors import UserError, nearest
+from ..api import Tokenizer
+from ..errors import UserError
 from ..families.vqgan import VQGAN
-from ..files import Row, flatten, read_checkpoint, rename, unflatten
+from ..files import Row, flatten, read_checkpoint, rename
 from ..networks.cnn import CNN
 from ..quantizers.vq import VQ
 from .cnn_names import ATTENTION, BLOCK, ENDS, Layer, at, rows
+from .from_weights import State, agree, count, fitted, network, parameters, settings
 
 FAMILY = "llamagen-vq"
 BUFFER, BUFFER_SHAPE = "quantize.codebook_used", (65536,)
@@ -32,9 +33,10 @@ PRESETS = {
 }
 DEFAULTS = {"codebook_l2_norm": True, "commit_loss_beta": 0.25, "entropy_loss_ratio": 0.0, "group_norm_groups": 32,
             "group_norm_eps": 1e-6, "image_size": 256}  # fmt: skip
+CLAIMS = ("ch", "ch_mult", "encoder_ch_mult", "decoder_ch_mult", "num_res_blocks", "z_channels", "downsample",
+          "codebook_size", "codebook_embed_dim")  # fmt: skip
 IGNORED = ("codebook_show_usage", "dropout_p")
-USED = ("ch", "ch_mult", "encoder_ch_mult", "decoder_ch_mult", "num_res_blocks", "z_channels", "downsample",
-        "codebook_size", "codebook_embed_dim", *DEFAULTS)  # fmt: skip
+STAGES = "encoder.conv_blocks."
 
 
 def table(levels: int) -> list[Row]:
@@ -55,31 +57,24 @@ def table(levels: int) -> list[Row]:
     return [*rows(layers), ("quantize.embedding.weight", "quantizer.codebook", ""), (BUFFER, "", "")]
 
 
-def configure(config: Mapping[str, Any] | None, state: Mapping[str, np.ndarray]) -> VQGAN:
-    """The configuration that `config` names, completed from the weights."""
-    given = dict(config or {})
-    for key in given:
-        if key not in USED + IGNORED:
-            raise UserError(
-                f"{FAMILY}: unknown config key {key!r}.{nearest(key, USED + IGNORED)} Known: {', '.join(USED + IGNORED)}"
-            )
-    both = [tuple(given[key]) for key in ("encoder_ch_mult", "decoder_ch_mult", "ch_mult") if key in given]
-    if len(set(both)) > 1:
-        raise UserError(f"{FAMILY}: ch_mult, encoder_ch_mult and decoder_ch_mult must be equal, they are {both}")
-    c = DEFAULTS | _from_weights(state) | given | ({"ch_mult": both[0]} if both else {})
-    lowest = len(c["ch_mult"]) - 1
-    if c.get("downsample", 2**lowest) != 2**lowest:
-        raise UserError(f"{FAMILY}: downsample {c['downsample']} does not match {lowest + 1} levels, which give {2**lowest}")
-    network = _network(c["ch"], tuple(c["ch_mult"]), c["num_res_blocks"], c["z_channels"], c["group_norm_groups"])
-    network = dataclasses.replace(network, eps=float(c["group_norm_eps"]))
+def configure(config: Mapping[str, Any] | None, state: State) -> VQGAN:
+    """The configuration that the weights show, completed from `config`, which must not contradict them."""
+    c = settings(FAMILY, config, DEFAULTS, CLAIMS, IGNORED)
+    needed = (f"{STAGES}0.res.0.conv2.weight", "quantize.embedding.weight")
+    flat = parameters(FAMILY, state, table(count(state, STAGES)), needed)
+    net = network(flat, 1, groups=c["group_norm_groups"], eps=float(c["group_norm_eps"]))
+    size, dim = flat["quantizer.codebook"].shape
+    agree(FAMILY, c, dict.fromkeys(("ch_mult", "encoder_ch_mult", "decoder_ch_mult"), net.multipliers))
+    agree(FAMILY, c, {"ch": net.channels, "num_res_blocks": net.encoder_blocks, "z_channels": net.latent})
+    agree(FAMILY, c, {"downsample": net.factor, "codebook_size": size, "codebook_embed_dim": dim})
     quantizer = VQ(
-        size=c["codebook_size"],
-        dim=c["codebook_embed_dim"],
+        size=size,
+        dim=dim,
         normalize=c["codebook_l2_norm"],
         commitment=float(c["commit_loss_beta"]),
         entropy=float(c["entropy_loss_ratio"]),
     )
-    return VQGAN(network, quantizer, image_size=c["image_size"])
+    return VQGAN(net, quantizer, image_size=c["image_size"])
 
 
 def _network(channels: int, multipliers: tuple[int, ...], blocks: int, latent: int, groups: int) -> CNN:
@@ -93,38 +88,6 @@ def _network(channels: int, multipliers: tuple[int, ...], blocks: int, latent: i
         latent=latent,
         groups=groups,
     )
-
-
-def _from_weights(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What shapes and names say."""
-    stages, first = "encoder.conv_blocks.", "encoder.conv_blocks.0.res."
-    needed = ("encoder.conv_in.weight", "encoder.conv_out.weight", "quantize.embedding.weight", f"{first}0.conv2.weight")
-    absent = [name for name in needed if name not in state]
-    if absent:
-        holds = ", ".join(list(state)[:3])
-        raise UserError(f"{FAMILY}: the checkpoint has no {absent[0]}: is it a tokenizer of LlamaGen? It holds {holds} ...")
-    channels = state["encoder.conv_in.weight"].shape[0]
-    size, dim = state["quantize.embedding.weight"].shape
-    widths = [state[f"{stages}{i}.res.0.conv2.weight"].shape[0] for i in range(_count(state, stages))]
-    return {
-        "ch": channels,
-        "ch_mult": [width // channels for width in widths],
-        "num_res_blocks": _count(state, first),
-        "z_channels": state["encoder.conv_out.weight"].shape[0],
-        "codebook_size": size,
-        "codebook_embed_dim": dim,
-    }
-
-
-def _count(state: Mapping[str, np.ndarray], start: str) -> int:
-    """How many different numbers follow `start` in the names."""
-    return len({name[len(start) :].split(".")[0] for name in state if name.startswith(start)})
-
-
-def from_reference(config: VQGAN, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """A state_dict -> our parameters. Raises UserError listing tensors that are missing, extra or of another shape."""
-    expected = {name: leaf.shape for name, leaf in flatten(shapes(config)).items()}
-    return unflatten(rename(state, table(len(config.network.multipliers)), expected))
 
 
 def to_reference(
@@ -152,4 +115,4 @@ def convert(checkpoint: str | Path, config: Mapping[str, Any] | None = None) -> 
     state = read_checkpoint(checkpoint)
     ours = configure(config, state)
     buffers = {name: array for name, array in state.items() if name == BUFFER and array.any()}
-    return Tokenizer(ours, from_reference(ours, state), FAMILY, buffers)
+    return Tokenizer(ours, fitted(ours, state, table(len(ours.network.multipliers))), FAMILY, buffers)

@@ -1,11 +1,13 @@
 """Vector quantization (VQ-VAE, arXiv 1711.00937), with l2-normalised low-dimensional codes as in ViT-VQGAN (arXiv 2110.04627).
 
+With backpropagation="index" it is IBQ (arXiv 2412.02692): the code with the largest inner product, and gradients for all codes.
+
 Parameters: {"codebook": float32 [V, C]}. All of it computes in float32 whatever the network does: rounded distances pick other
 codes.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from ..errors import UserError
 MOST_COUNTED = 2**24  # codes whose usage training counts
 
 Params = dict[str, Any]
+AFFINITIES = 2**26  # entries of the [positions, V] matrix that encoding holds at a time: 256 MiB
 
 
 @dataclass(frozen=True)
@@ -28,16 +31,25 @@ class VQ:
     commitment: float = 0.25  # weight of ||sg(code) - latent||^2; taming's "legacy" loss is codebook=0.25, commitment=1
     entropy: float = 0.0  # weight of the entropy loss; needs a [positions, V] matrix
     temperature: float = 0.01  # of the soft assignment in the entropy loss
+    # Where the gradient of a code goes on: straight to the latent, or through the softmax of the latent's inner products with
+    # all codes, the largest of which then also chooses the code (IBQ).
+    backpropagation: Literal["latent", "index"] = "latent"
 
 
 class Quantized(NamedTuple):
     codes: Float[Array, "B h w C"]  # straight-through: the gradient goes to the latents
     ids: Int[Array, "B h w"]
-    losses: dict[str, Float[Array, ""]]  # weighted: codebook, commitment and, if its weight is not 0, entropy
+    losses: dict[str, Float[Array, ""]]  # weighted: codebook, commitment; entropy if its weight is not 0; index if IBQ
 
 
 def init(config: VQ, key: Array) -> Params:
-    """Codes uniform in +-1/V, then on the unit sphere if the codes are normalised, as LlamaGen does."""
+    """Codes uniform in +-1/V, then on the unit sphere if the codes are normalised, as LlamaGen does; for IBQ normal.
+
+    Inner products with codes near 0 are all alike: their softmax would let no gradient through.
+    """
+    if config.backpropagation == "index":
+        codebook = jax.random.normal(key, (config.size, config.dim))
+        return {"codebook": _sphere(codebook) if config.normalize else codebook}
     codebook = jax.random.uniform(key, (config.size, config.dim), minval=-1 / config.size, maxval=1 / config.size)
     return {"codebook": _sphere(codebook) if config.normalize else codebook}
 
@@ -56,17 +68,28 @@ def lookup(config: VQ, params: Params, ids: Int[Array, "*N"]) -> Float[Array, "*
     return table(config, params)[ids]
 
 
-def _distances(z: Float[Array, "M C"], codes: Float[Array, "V C"]) -> Float[Array, "M V"]:
-    """Squared distances; exact float32 products also where the default precision is lower."""
+def _affinity(config: VQ, z: Float[Array, "M C"], codes: Float[Array, "V C"]) -> Float[Array, "M V"]:
+    """What the chosen code has most of: minus the squared distance, or the inner product if gradients go by the index.
+
+    Exact float32 products also where the default precision is lower.
+    """
     products = jnp.matmul(z, codes.T, precision=jax.lax.Precision.HIGHEST)
-    return jnp.square(z).sum(1, keepdims=True) + jnp.square(codes).sum(1) - 2 * products
+    if config.backpropagation == "index":
+        return products
+    return -(jnp.square(z).sum(1, keepdims=True) + jnp.square(codes).sum(1) - 2 * products)
 
 
 def nearest(config: VQ, params: Params, latents: Float[Array, "*N C"]) -> Int[Array, "*N"]:
-    """Id of the nearest code."""
-    z = latents.reshape(-1, config.dim).astype(jnp.float32)
+    """Id of the nearest code. Large codebooks are searched for a few positions at a time."""
+    codes, z = table(config, params), latents.reshape(-1, config.dim).astype(jnp.float32)
     z = _sphere(z) if config.normalize else z
-    return jnp.argmin(_distances(z, table(config, params)), -1).astype(jnp.int32).reshape(latents.shape[:-1])
+    rows = max(1, AFFINITIES // config.size)
+
+    def ids(z: Float[Array, "M C"]) -> Int[Array, "M"]:
+        return jnp.argmax(_affinity(config, z, codes), -1).astype(jnp.int32)
+
+    found = ids(z) if len(z) <= rows else jax.lax.map(lambda row: ids(row[None])[0], z, batch_size=rows)
+    return found.reshape(latents.shape[:-1])
 
 
 def quantize(config: VQ, params: Params, latents: Float[Array, "B h w C"]) -> Quantized:
@@ -74,8 +97,8 @@ def quantize(config: VQ, params: Params, latents: Float[Array, "B h w C"]) -> Qu
     codes = table(config, params)
     z = latents.astype(jnp.float32)
     z = _sphere(z) if config.normalize else z
-    distances = _distances(z.reshape(-1, config.dim), codes)
-    ids = jnp.argmin(distances, -1).astype(jnp.int32)
+    affinity = _affinity(config, z.reshape(-1, config.dim), codes)
+    ids = jnp.argmax(affinity, -1).astype(jnp.int32)
     chosen = codes[ids].reshape(z.shape)
     fixed = jax.lax.stop_gradient
     losses = {
@@ -83,8 +106,18 @@ def quantize(config: VQ, params: Params, latents: Float[Array, "B h w C"]) -> Qu
         "commitment": config.commitment * jnp.square(fixed(chosen) - z).mean(),
     }
     if config.entropy:
-        losses["entropy"] = config.entropy * entropy_loss(-distances, config.temperature)
-    return Quantized(z + fixed(chosen - z), ids.reshape(z.shape[:-1]), losses)
+        losses["entropy"] = config.entropy * entropy_loss(affinity, config.temperature)
+    if config.backpropagation == "latent":
+        return Quantized(z + fixed(chosen - z), ids.reshape(z.shape[:-1]), losses)
+    through = chosen + _soft_gradient(affinity, codes).reshape(z.shape)
+    losses["index"] = jnp.square(through - z).mean()
+    return Quantized(through, ids.reshape(z.shape[:-1]), losses)
+
+
+def _soft_gradient(affinity: Float[Array, "M V"], codes: Float[Array, "V C"]) -> Float[Array, "M C"]:
+    """0 with the gradient of the soft assignment: added to the chosen codes it makes the one-hot index straight-through."""
+    soft, fixed = jax.nn.softmax(affinity), jax.lax.stop_gradient
+    return (soft - fixed(soft)) @ fixed(codes)
 
 
 def entropy_loss(affinity: Float[Array, "M V"], temperature: float) -> Float[Array, ""]:
