@@ -14,7 +14,9 @@ from typing import Any, Literal
 
 from mmgen_tokenizers.configs import dataclass_members, describe, field_types, from_json, item_types, members, to_json
 from mmgen_tokenizers.errors import UserError, nearest
+from mmgen_tokenizers.families.flexible import Flexible
 from mmgen_tokenizers.families.multiscale import MultiScale
+from mmgen_tokenizers.families.titok import TiTok
 from mmgen_tokenizers.families.vqgan import VQGAN
 from mmgen_tokenizers.files import write_json
 from mmgen_tokenizers.losses import TokenizerLosses
@@ -94,7 +96,7 @@ class Optimizer:
 class TokenizerTask:
     """Train a tokenizer: reconstruction, codebook and, where the losses ask for it, a discriminator."""
 
-    model: VQGAN | MultiScale = field(default_factory=VQGAN)
+    model: VQGAN | MultiScale | TiTok | Flexible = field(default_factory=VQGAN)
     losses: TokenizerLosses = field(default_factory=TokenizerLosses)
     discriminator_peak: float = 1e-4  # learning rate of the discriminator's own AdamW
     start_from: str | None = None  # folder of a tokenizer whose weights training begins with: VQGAN for MultiScale, or its like

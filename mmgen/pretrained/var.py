@@ -84,7 +84,7 @@ def configure(state: dict[str, np.ndarray], config: dict | None, tokenizer=None)
         if key not in (*SHOWN, *USED, *IGNORED):
             raise UserError(f"var has no config key {key!r}.{nearest(key, (*SHOWN, *USED, *IGNORED))}")
     if "pos_1LC" not in state or "word_embed.weight" not in state:
-        raise UserError("no pos_1LC and word_embed.weight in the checkpoint: it is no VAR transformer (var-vqvae: its tokenizer)")
+        raise UserError("the checkpoint lacks pos_1LC or word_embed.weight: it is no VAR transformer (tokenizer: var-vqvae)")
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     width, channels = state["word_embed.weight"].shape
     mlp = len(state["blocks.0.ffn.fc1.bias"])

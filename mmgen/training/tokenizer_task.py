@@ -94,7 +94,7 @@ class TokenizerTraining:
         metrics |= vq.usage_metrics(extra["usage"], groups)
         if self.scales:
             extra["scales"] = {
-                name: vq.update_usage(extra["scales"][name], forward.ids[:, part]) for name, part in self.scales.items()
+                name: vq.update_usage(extra["scales"][name], forward.ids[:, part], groups) for name, part in self.scales.items()
             }
             metrics |= _scale_metrics(extra["scales"])
         return grads, extra, metrics
@@ -216,6 +216,6 @@ def _decayed(model: Tree) -> Tree:
 
 
 def _some(latents: jax.Array, count: int) -> jax.Array:
-    """`count` latents of a batch [B, h, w, C], in turn: float32 [count, C]."""
+    """`count` latents of a batch [B, ..., C], in turn: float32 [count, C]."""
     rows = latents.reshape(-1, latents.shape[-1]).astype(jnp.float32)
     return rows[jnp.arange(count) % len(rows)]

@@ -16,10 +16,12 @@ import numpy as np
 from jaxtyping import Float, Int, Int8, UInt8
 from PIL import Image
 
-from .configs import from_json, to_json
+from .configs import changed, from_json, to_json
 from .errors import UserError, nearest
-from .families import multiscale, vqgan
+from .families import flexible, multiscale, titok, vqgan
+from .families.flexible import Flexible
 from .families.multiscale import MultiScale
+from .families.titok import TiTok
 from .families.vqgan import VQGAN
 from .files import flatten, load_arrays, read_json, save_arrays, temporary_beside, unflatten, write_json
 from .layout import TokenLayout
@@ -27,7 +29,13 @@ from .pictures import stack
 from .quantizers.binary import LFQ, ids_to_bits
 
 FORMAT = 1  # of the saved folder
-FAMILIES = {"vqgan": (VQGAN, vqgan), "multiscale": (MultiScale, multiscale)}  # name in config.json -> configuration, functions
+Config = VQGAN | MultiScale | TiTok | Flexible
+FAMILIES = {  # name in config.json -> configuration, functions
+    "vqgan": (VQGAN, vqgan),
+    "multiscale": (MultiScale, multiscale),
+    "titok": (TiTok, titok),
+    "flexible": (Flexible, flexible),
+}
 PIXELS = 2**20  # a chunk of a large batch: 16 pictures of 256 x 256
 
 Images = UInt8[np.ndarray, "B H W 3"] | Float[np.ndarray, "B H W 3"] | Image.Image | Sequence[Image.Image]
@@ -53,7 +61,7 @@ def _next_input(
     return family.next_input(config, params, ids, *grid)
 
 
-def family_of(config: VQGAN) -> tuple[str, Any]:
+def family_of(config: Config) -> tuple[str, Any]:
     """The name of its family, and the module with the family's functions."""
     return next((name, functions) for name, (kind, functions) in FAMILIES.items() if type(config) is kind)
 
@@ -79,7 +87,7 @@ class Tokenizer:
 
     def __init__(
         self,
-        config: VQGAN,
+        config: Config,
         params: dict,
         source: str | None = None,
         buffers: dict[str, np.ndarray] | None = None,
@@ -103,10 +111,7 @@ class Tokenizer:
 
     def encode(self, images: Images) -> Int[np.ndarray, "B N *G"]:
         """Pictures, uint8 or float32 in [-1, 1], of any batch size -> ids int32 in the order of the layout; with a last axis G
-        where it has groups.
-
-        numpy and jax arrays, or Pillow's pictures (one, or a list of one size).
-        """
+        where it has groups. numpy and jax arrays, or Pillow's pictures (one, or a list of one size)."""
         images = _checked_images(images)
         self.layout_for(*images.shape[1:3])
         encode = functools.partial(_encode, self._functions, self.config, self.dtype, self.params)
@@ -121,13 +126,17 @@ class Tokenizer:
         return np.asarray(ids_to_bits(quantizer, self.encode(images)))
 
     def decode(self, ids: Int[np.ndarray, "B N *G"], layout: TokenLayout | None = None) -> Float[np.ndarray, "B H W 3"]:
-        """Ids -> pictures float32, clamped to [-1, 1]. With layout.scales, ids of the first scales give the coarse picture.
+        """Ids -> pictures float32, clamped to [-1, 1]. The first ids alone, as many as layout.prefixes says, give a coarse one.
 
         `layout`: where the pictures are neither of the training resolution nor square (see layout_for).
         """
         ids = self._checked_ids(ids)
         layout = self._fitting(ids, layout)
-        pixels = layout.height * layout.width * self.config.network.factor**2
+        if layout.ordered:  # one program for every k
+            absent = np.full((len(ids), layout.sites - ids.shape[1], *ids.shape[2:]), -1, np.int32)
+            ids = np.concatenate([ids, absent], 1)
+        cells = self.layout.height * self.layout.width
+        pixels = self.config.image_size**2 * layout.height * layout.width // cells
         grid = (layout.height, layout.width)
         decode = functools.partial(_decode, self._functions, self.config, self.dtype, grid, self.params)
         return _chunks(decode, ids, _chunk(pixels))
@@ -161,7 +170,7 @@ class Tokenizer:
     def _square(self, sites: int) -> TokenLayout:
         """The layout of training, or the square grid of so many sites."""
         side = math.isqrt(sites)
-        if sites == self.layout.sites or side * side != sites or self.layout.scales:
+        if sites == self.layout.sites or side * side != sites or self.layout.kind != "grid":
             return self.layout
         return dataclasses.replace(self.layout, height=side, width=side)
 
@@ -202,8 +211,11 @@ class Tokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the configuration and weights: token shards say by it which tokenizer made them."""
-        digest = hashlib.sha256(json.dumps(to_json(self.config), sort_keys=True).encode())
+        """16 hexadecimal digits of the configuration and weights: token shards say by it which tokenizer made them.
+
+        Settings that have their defaults do not count, so that a later version with more settings gives the same digits.
+        """
+        digest = hashlib.sha256(json.dumps(changed(self.config), sort_keys=True).encode())
         for name, value in sorted(flatten(self.params).items()):
             array = np.ascontiguousarray(value, dtype=np.float32)
             digest.update(f"{name} {array.shape}".encode())
@@ -267,7 +279,7 @@ def _find(folder: Path) -> tuple[Path, dict[str, Any]]:
     raise AssertionError
 
 
-def _check_shapes(folder: Path, config: VQGAN, params: dict) -> None:
+def _check_shapes(folder: Path, config: Config, params: dict) -> None:
     """Weights fit the configuration, or UserError that names what does not."""
     expected = {name: leaf.shape for name, leaf in flatten(shapes(config)).items()}
     found = {name: array.shape for name, array in flatten(params).items()}
@@ -279,7 +291,7 @@ def _check_shapes(folder: Path, config: VQGAN, params: dict) -> None:
             )
 
 
-def shapes(config: VQGAN) -> dict:
+def shapes(config: Config) -> dict:
     """The parameters of a configuration as jax.ShapeDtypeStruct, nothing allocated."""
     return jax.eval_shape(functools.partial(family_of(config)[1].init, config), jax.random.key(0))
 

@@ -4,6 +4,7 @@ Parameters are nested dicts of arrays with string keys; on disk "a.b.c" names th
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -27,7 +28,7 @@ SAFETENSORS_TYPES = {
     "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8,
 }  # fmt: skip
 WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
-NESTS = ("ema", "model", "module", "state_dict")  # where training codes keep the weights, the best first
+NESTS = ("ema", "ema_state_dict", "model", "module", "state_dict")  # where training codes keep the weights, the best first
 
 
 def temporary_beside(path: Path) -> Path:
@@ -210,8 +211,8 @@ def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
 
 Row = tuple[str, str, str]
 """(published name, our name, layout). "{i}" in both names stands for any one piece between dots. Layout: "" as it is,
-"linear" [out, in] <-> [in, out], "conv" [out, in, h, w] <-> [h, w, in, out], "pixel" [out, in, 1, 1] <-> [in, out].
-An empty second name: known and not used."""
+"linear" [out, in] <-> [in, out], "conv" [out, in, h, w] <-> [h, w, in, out], "pixel" [out, in, 1, 1] <-> [in, out],
+"patch" [out, 3, h, h] <-> [h h 3, out]. An empty second name: known and not used."""
 
 
 def _laid_out(array: np.ndarray, layout: str, back: bool) -> np.ndarray:
@@ -223,6 +224,11 @@ def _laid_out(array: np.ndarray, layout: str, back: bool) -> np.ndarray:
         return array.T[:, :, None, None]
     if layout == "pixel" and not back and array.shape[2:] == (1, 1):
         return array[:, :, 0, 0].T
+    if layout == "patch" and back and array.ndim == 2:
+        side = math.isqrt(len(array) // 3)
+        return array.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
+    if layout == "patch" and not back and array.ndim == 4:
+        return array.transpose(2, 3, 1, 0).reshape(-1, len(array))
     return array  # another rank than the layout's: its shape is reported as wrong
 
 

@@ -7,15 +7,19 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """A grid of `height` x `width` sites in raster order, each one of `codebook_size` codes (or `groups` of them, [B, N,
-    G]). Kind "scales": several grids, from coarse to `height` x `width`, one behind the other (VAR, arXiv 2404.02905)."""
+    """`height` x `width` sites, each one of `codebook_size` codes (or `groups` of them, [B, N, G]).
 
-    kind: Literal["grid", "scales"] = "grid"
+    "grid": the sites of a picture in raster order. "scales": several grids, from coarse to `height` x `width`, one behind the
+    other (VAR, arXiv 2404.02905). "sequence": `width` tokens without a place in the picture (TiTok, arXiv 2406.07550).
+    """
+
+    kind: Literal["grid", "scales", "sequence"] = "grid"
     height: int = 16
     width: int = 16
     codebook_size: int = 16384
     groups: int = 1
     scales: tuple[tuple[int, int], ...] = ()  # rows and columns of each; none for a grid
+    ordered: bool = False  # any first few tokens make a picture
 
     @property
     def sites(self) -> int:
@@ -23,7 +27,9 @@ class TokenLayout:
 
     @property
     def prefixes(self) -> tuple[int, ...]:
-        """How many ids `decode` takes: all of them, or those of the first scales."""
+        """How many ids `decode` takes: all of them; those of the first scales too, or any number where they are ordered."""
+        if self.ordered:
+            return tuple(range(1, self.width + 1))
         return tuple(accumulate(height * width for height, width in self.scales or ((self.height, self.width),)))
 
     def __str__(self) -> str:

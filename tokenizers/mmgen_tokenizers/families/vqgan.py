@@ -17,9 +17,10 @@ from jaxtyping import Array, Float, Int
 
 from ..errors import UserError
 from ..layout import TokenLayout
-from ..networks import layers
-from ..networks.cnn import CNN, Decoder, Encoder
+from ..networks import cnn, layers, vit
+from ..networks.cnn import CNN
 from ..networks.layers import Conv, Draws
+from ..networks.vit import ViT
 from ..quantizers import Quantizer, functions
 from ..quantizers.vq import VQ
 
@@ -28,9 +29,9 @@ Params = dict[str, Any]
 
 @dataclass(frozen=True)
 class VQGAN:
-    network: CNN = CNN()
+    network: CNN | ViT = CNN()
     quantizer: Quantizer = VQ()
-    image_size: int = 256  # pixels a side in training; other sizes that are multiples of the factor work too
+    image_size: int = 256  # pixels a side in training; a CNN takes other sizes that are multiples of its factor too
     quant_conv: Literal[0, 1, 3] = 1  # kernel of the convolutions latent -> code -> latent; 0: none (latent = quantizer.dim)
     range: Literal["signed", "unit"] = "signed"  # what the weights expect: [-1, 1], or [0, 1] (MaskGIT)
 
@@ -41,6 +42,8 @@ class VQGAN:
         if self.image_size % factor:
             near = max(factor, round(self.image_size / factor) * factor)
             raise UserError(f"image_size {self.image_size} is not a multiple of the network's factor {factor}; use {near}")
+        if isinstance(self.network, ViT) and self.image_size != self.network.image_size:
+            raise UserError(f"image_size {self.image_size} must be the network's, {self.network.image_size}: it knows no other")
 
 
 class Forward(NamedTuple):
@@ -56,6 +59,8 @@ class Forward(NamedTuple):
 def layout(config: VQGAN, height: int, width: int) -> TokenLayout:
     """Of pictures of height x width pixels. Raises UserError where the network cannot take them."""
     factor, quantizer = config.network.factor, config.quantizer
+    if isinstance(config.network, ViT):
+        vit.check_size(config.image_size, height, width)
     for size in (height, width):
         if size < factor or size % factor:
             near = max(factor, round(size / factor) * factor)
@@ -68,10 +73,11 @@ class Network(nnx.Module):
 
     def __init__(self, config: VQGAN, draws: Draws):
         c, dim, size = config.network, config.quantizer.dim, config.quant_conv
-        self.encoder = Encoder(c, draws)
+        kind = vit if isinstance(c, ViT) else cnn
+        self.encoder = kind.Encoder(c, draws)
         self.quant_conv = Conv(c.latent, dim, size, draws) if size else None
         self.post_quant_conv = Conv(dim, c.latent, size, draws) if size else None
-        self.decoder = Decoder(c, draws)
+        self.decoder = kind.Decoder(c, draws)
 
 
 @functools.partial(jax.jit, static_argnums=0)

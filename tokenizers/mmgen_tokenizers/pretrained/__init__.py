@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError, nearest
 from ..files import save_arrays, unflatten
-from . import chameleon, ibq, llamagen, maskbit, maskgit, open_magvit2, taming, var
+from . import bsq_vit, chameleon, ibq, llamagen, maskbit, maskgit, open_magvit2, taming, titok, var
 
 if TYPE_CHECKING:
     from ..api import Tokenizer
 
-FAMILIES = {family.FAMILY: family for family in (llamagen, taming, chameleon, maskgit, ibq, open_magvit2, maskbit, var)}
+_ALL = (llamagen, taming, chameleon, maskgit, ibq, open_magvit2, maskbit, var, titok, bsq_vit)
+FAMILIES = {family.FAMILY: family for family in _ALL}
 FORMATS = {"llamagen": llamagen}
 
 _SHAPES = "names and shapes at full size"
@@ -38,6 +39,14 @@ PUBLISHED = {
     "MaskBit-16bit": ("maskbit", "Apache-2.0", 256, 2**16, 1.29, _MASKBIT),
     "MaskBit-18bit": ("maskbit", "Apache-2.0", 256, 2**18, 1.16, _MASKBIT),
     "VAR": ("var-vqvae", "MIT", 680, 4096, 0.90, _NUMBERS),
+    "BSQ-ViT-18": ("bsq-vit", "MIT", 1024, 2**18, 1.34, _NUMBERS),
+    "BSQ-ViT-36": ("bsq-vit", "MIT", 2048, 2**18, 0.41, _NUMBERS),
+    "TiTok-L-32": ("titok", "Apache-2.0", 32, 4096, 2.21, _NUMBERS),
+    "TiTok-B-64": ("titok", "Apache-2.0", 64, 4096, 1.70, _NUMBERS),
+    "TiTok-S-128": ("titok", "Apache-2.0", 128, 4096, 1.71, _NUMBERS),
+    "TiTok-BL-64-VQ": ("titok", "Apache-2.0", 64, 8192, 2.06, _NUMBERS),
+    "TiTok-BL-128-VQ": ("titok", "Apache-2.0", 128, 8192, 1.49, _NUMBERS),
+    "TiTok-SL-256-VQ": ("titok", "Apache-2.0", 256, 8192, 1.03, _NUMBERS),
 }
 
 

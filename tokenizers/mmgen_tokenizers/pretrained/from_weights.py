@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..api import Tokenizer, shapes
+from ..api import Config, Tokenizer, shapes
 from ..errors import UserError, nearest
 from ..families.vqgan import VQGAN
 from ..files import Row, flatten, read_checkpoint, rename, unflatten
@@ -81,7 +81,7 @@ def count(names: Iterable[str], start: str) -> int:
     return len({name[len(start) :].split(".")[0] for name in names if name.startswith(start)})
 
 
-def fitted(config: VQGAN, state: State, table: list[Row]) -> dict[str, Any]:
+def fitted(config: Config, state: State, table: list[Row]) -> dict[str, Any]:
     """A state_dict -> our parameters. Raises UserError listing tensors that are missing, extra or of another shape."""
     expected = {name: leaf.shape for name, leaf in flatten(shapes(config)).items()}
     return unflatten(rename(state, table, expected))

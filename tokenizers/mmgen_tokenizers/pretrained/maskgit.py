@@ -16,18 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from ..api import Tokenizer
+from ..families.titok import MASKGIT
 from ..families.vqgan import VQGAN
 from ..files import Row
-from ..networks.cnn import CNN
 from ..quantizers.vq import VQ
 from .cnn_names import BLOCK, Layer, at, levels, rows
 from .from_weights import State, agree, converted, network, parameters, settings
 
 FAMILY = "maskgit-vqgan"
-NETWORK = CNN(decoder_blocks=2, attention_levels=(), middle_attention=False, bias=False, shortcut="output", down="average",
-              latent_kernel=1)  # fmt: skip
 PRESETS = {
-    "maskgit-f16-256": VQGAN(NETWORK, VQ(1024, 256, normalize=False, codebook=0.25, commitment=1.0), quant_conv=0, range="unit")
+    "maskgit-f16-256": VQGAN(MASKGIT, VQ(1024, 256, normalize=False, codebook=0.25, commitment=1.0), quant_conv=0, range="unit")
 }
 DEFAULTS = {"resolution": 256, "commitment_cost": 0.25}
 CLAIMS = ("hidden_channels", "channel_mult", "num_resolutions", "num_res_blocks", "num_channels", "z_channels",
