@@ -225,10 +225,11 @@ def list_families(args: argparse.Namespace) -> None:
     from .pretrained import FAMILIES, PUBLISHED
 
     print(f"families of `convert`: {', '.join(FAMILIES)}\n")
-    print(f"{'weights':<18}{'family':<17}{'licence':<15}{'ids at 256 px':>13}{'codes':>8}{'rFID':>6}  verified by")
+    width = max(map(len, PUBLISHED)) + 2
+    print(f"{'weights':<{width}}{'family':<17}{'licence':<15}{'ids at 256 px':>13}{'codes':>8}{'rFID':>6}  verified by")
     for name, (family, licence, ids, codes, fid, verified) in PUBLISHED.items():
         published = "-" if fid is None else f"{fid:.2f}"
-        print(f"{name:<18}{family:<17}{licence:<15}{ids:>13}{codes:>8}{published:>6}  {verified}")
+        print(f"{name:<{width}}{family:<17}{licence:<15}{ids:>13}{codes:>8}{published:>6}  {verified}")
 
 
 def _save_npz(path: str, arrays: dict[str, Any]) -> None:
