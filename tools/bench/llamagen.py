@@ -82,10 +82,8 @@ def our_training(config, batch: int, repeats: int) -> float:
     return batch * TOKENS / best_of(run, repeats)
 
 
-def peer_model(path: str, size: str):
+def peer_model(size: str):
     import torch
-
-    sys.path.insert(0, path)
     from autoregressive.models.gpt import GPT_models
 
     torch.manual_seed(0)
@@ -94,18 +92,18 @@ def peer_model(path: str, size: str):
         "resid_dropout_p": 0.0,
         "ffn_dropout_p": 0.0,
         "token_dropout_p": 0.0,
-        "class_dropout_prob": 0.0,
+        "class_dropout_prob": 0.1,  # without any there would be no null class, and no guidance
     }
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = GPT_models[size](vocab_size=16384, block_size=TOKENS, num_classes=1000, cls_token_num=1, **options)
     return model.to(device, torch.bfloat16 if device == "cuda" else torch.float32), device
 
 
-def peer_sampling(path: str, size: str, batch: int, repeats: int) -> float:
+def peer_sampling(size: str, batch: int, repeats: int) -> float:
     import torch
     from autoregressive.models.generate import generate
 
-    model, device = peer_model(path, size)
+    model, device = peer_model(size)
     model.eval()
     labels = torch.arange(batch, device=device) % 1000
 
@@ -128,10 +126,10 @@ def peer_sampling(path: str, size: str, batch: int, repeats: int) -> float:
     return batch * TOKENS / best_of(run, repeats)
 
 
-def peer_training(path: str, size: str, batch: int, repeats: int) -> float:
+def peer_training(size: str, batch: int, repeats: int) -> float:
     import torch
 
-    model, device = peer_model(path, size)
+    model, device = peer_model(size)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
     ids, labels = (
@@ -161,16 +159,18 @@ def main() -> None:
     arguments = parser.parse_args()
     config = llamagen.preset(arguments.size)
     peer, repeats = arguments.peer, arguments.repeats
+    if peer:
+        sys.path.insert(0, peer)
 
     figures = {"matmul_gflops_before": matmul_rate()}
     for batch in arguments.batches:
         figures[f"sample_{batch}_mmgen"] = our_sampling(config, batch, repeats)
         print(json.dumps(figures), flush=True)
         if peer:
-            figures[f"sample_{batch}_peer"] = peer_sampling(peer, arguments.size, batch, repeats)
+            figures[f"sample_{batch}_peer"] = peer_sampling(arguments.size, batch, repeats)
     figures[f"train_{arguments.train_batch}_mmgen"] = ours = our_training(config, arguments.train_batch, repeats)
     if peer:
-        figures[f"train_{arguments.train_batch}_peer"] = peer_training(peer, arguments.size, arguments.train_batch, repeats)
+        figures[f"train_{arguments.train_batch}_peer"] = peer_training(arguments.size, arguments.train_batch, repeats)
     figures["matmul_gflops_after"] = matmul_rate()
     weights = sum(
         p.size for p in jax.tree.leaves(jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))["blocks"])
