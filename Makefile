@@ -33,7 +33,7 @@ quickstart: $(VENV)/.base
 	$(BIN)/mmgen quickstart
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

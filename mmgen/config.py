@@ -15,6 +15,7 @@ from typing import Any, Literal
 from mmgen_tokenizers.configs import dataclass_members, describe, field_types, from_json, item_types, members, to_json
 from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.families.flexible import Flexible
+from mmgen_tokenizers.families.multiscale import MultiScale
 from mmgen_tokenizers.families.titok import TiTok
 from mmgen_tokenizers.families.vqgan import VQGAN
 from mmgen_tokenizers.files import write_json
@@ -95,9 +96,10 @@ class Optimizer:
 class TokenizerTask:
     """Train a tokenizer: reconstruction, codebook and, where the losses ask for it, a discriminator."""
 
-    model: VQGAN | TiTok | Flexible = field(default_factory=VQGAN)
+    model: VQGAN | MultiScale | TiTok | Flexible = field(default_factory=VQGAN)
     losses: TokenizerLosses = field(default_factory=TokenizerLosses)
     discriminator_peak: float = 1e-4  # learning rate of the discriminator's own AdamW
+    start_from: str | None = None  # folder of a tokenizer whose weights training begins with: VQGAN for MultiScale, or its like
     revive_after: int | None = 200  # codes of a table unused for that many steps restart at encodings of the batch; None: never
 
 
@@ -131,7 +133,7 @@ class Experiment:
 
     def __post_init__(self):
         if self.accumulate < 1 or self.batch % self.accumulate:
-            raise ValueError(f"batch {self.batch} must be a multiple of accumulate {self.accumulate}")
+            raise UserError(f"batch {self.batch} must be a multiple of accumulate {self.accumulate}")
 
 
 def save(experiment: Experiment, path: str | Path) -> None:

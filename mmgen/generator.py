@@ -137,8 +137,8 @@ class Generator:
     ) -> Output:
         """Draw `num` pictures (1) for each label, prompt or row of features.
 
-        The same (seed, sample index) gives the same picture in any batch; sample indices count from `first_index`, so that a
-        job can be continued. None: the settings recommended with the weights. Guidance g means uncond + g (cond - uncond)
+        The same (seed, sample index) gives the same picture in any batch (in float32); indices count from `first_index`, so
+        that a job can be continued. None: the settings recommended with the weights. Guidance g is uncond + g (cond - uncond)
         (arXiv 2207.12598); an array gives one factor per decode step; `guidance_schedule` "constant", "linear" or
         ("power_cosine", p) spreads one number over the steps. Raises UserError for what does not fit the model.
         """

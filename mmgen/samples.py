@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 from mmgen_tokenizers.errors import UserError, nearest
-from mmgen_tokenizers.files import write_json
+from mmgen_tokenizers.files import temporary_beside, write_json
 from mmgen_tokenizers.pictures import grid, to_uint8, write_png
 
 from mmgen.generator import Generator, load
@@ -57,7 +57,7 @@ def sample(
     start = time.perf_counter()
     generator = load(folder, dtype)
     rows = conditions(generator, prompts, labels, num)
-    out = "samples.png" if out is None and npz is None and generator.tokenizer is not None else out
+    out = "samples.png" if out is None and npz is None and tokens is None else out
     check_outputs(generator, len(rows.values), out, tokens, npz)
     about = {"model": str(folder), "seed": seed, "settings": {k: v for k, v in settings.items() if v is not None}}
     with contextlib.ExitStack() as stack:
@@ -260,7 +260,7 @@ class PictureArray:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when all went well, and vanishes otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         yield temporary
         temporary.replace(path)

@@ -4,7 +4,11 @@
     mmgen train experiments/fashion_mnist/generator.py
     python experiments/fashion_mnist/evaluate.py runs/fashion_mnist_generator
 
-tokenizer.py says where the data set must lie. Result: not measured yet
+tokenizer.py says where the data set must lie.
+
+Result on two cores of a 2.5 GHz Xeon, 28 minutes in all (generator 18): test PSNR 24.9 dB; a CNN that is
+right on 89.1% of the real test pictures recognises 86.8% of 500 samples as the class asked for
+(tools/bench/results/fashion_mnist_cpu.json).
 """
 
 import os

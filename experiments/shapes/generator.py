@@ -4,7 +4,9 @@
     mmgen train experiments/shapes/generator.py
     python experiments/shapes/evaluate.py runs/shapes_generator
 
-Result: not measured yet
+Result on two cores of a 2.5 GHz Xeon, 34 minutes in all (tokenizer 7): test PSNR 39.2 dB, every reconstruction read right; of
+256 prompts of unseen combinations 96.9% with every named object, 96.5% in size and place too
+(tools/bench/results/shapes_cpu.json).
 """
 
 from mmgen_tokenizers import TokenLayout

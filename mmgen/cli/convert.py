@@ -7,6 +7,7 @@ example:
   mmgen convert llamagen-vq vq_ds16_c2i.pt --out models/vq16
   mmgen convert llamagen-gpt c2i_B_256.pt --out models/gpt_b --tokenizer models/vq16
   mmgen sample models/gpt_b --label 207 -n 4
+  mmgen convert var var_d16.pth --out models/var_d16 --tokenizer models/var_vqvae
 """
 
 import json
@@ -19,7 +20,7 @@ from mmgen.cli.parsing import Parser, existing
 
 def parser() -> Parser:
     p = Parser("mmgen convert", __doc__)
-    p.add_argument("family", metavar="FAMILY", help="llamagen-vq, llamagen-gpt")
+    p.add_argument("family", metavar="FAMILY", help="llamagen-gpt, nar, var, or a tokenizer's: `mmgen-tokenizers list`")
     p.add_argument("checkpoint", metavar="CHECKPOINT")
     p.add_argument("--out", metavar="DIR", required=True, help="folder to write")
     p.add_argument("--config", metavar="FILE.json", help="the model's own settings, where its weights do not show them")
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str]) -> None:
             config = json.loads(existing(args.config).read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{args.config} is not JSON: {error}") from error
+        if not isinstance(config, dict):
+            raise UserError(f"{args.config} must hold a JSON object")
 
     from mmgen.folders import convert
 

@@ -1,7 +1,7 @@
 """Write a run's weights to a folder for use elsewhere: in our own form, or under the names of the published code.
 
 RUN is a run folder, or any folder that `mmgen sample` or `mmgen-tokenizers` reads. The folder written is complete: config.json,
-model.safetensors and, for a generator, its text model and tokenizer.
+model.safetensors and, for a generator, its text model and tokenizer. With --format only model.safetensors is written.
 
 example:
   mmgen export runs/my_generator --out my_model --checkpoint best
@@ -22,7 +22,7 @@ def parser() -> Parser:
         metavar="best|last|STEP",
         help="of a run: the one with the lowest validation loss, the last one (default), or that of a step",
     )
-    p.add_argument("--format", metavar="NAME", help="names and layout of published code: llamagen (default: our own)")
+    p.add_argument("--format", metavar="NAME", help="names and layout of published code: llamagen, nar, var (default: our own)")
     return p
 
 

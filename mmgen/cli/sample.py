@@ -1,7 +1,7 @@
 """Draw pictures from a trained, exported or converted model.
 
-The same seed gives the same pictures, whatever else is drawn with them. Settings that are not given are those recommended with
-the model. A class model without --label goes through all of its classes, evenly.
+The same seed gives the same pictures, whatever else is drawn with them (in float32). Settings that are not given are those
+recommended with the model. A class model without --label goes through all of its classes, evenly.
 
 example:
   mmgen sample runs/quickstart/generator --prompt 'a small red circle above a large blue square' -n 4 --out circles.png

@@ -20,8 +20,8 @@ from mmgen_tokenizers.pictures import fit
 from mmgen.config import Data
 from mmgen.data.damaged import Source
 
-AHEAD = 4  # batches that wait ready for the training loop
 WORKERS = max(1, min(8, (os.cpu_count() or 1) // 2))  # threads that read pictures
+AHEAD = max(4, WORKERS)  # batches that wait ready for the training loop
 
 Batch = dict[str, Any]
 

@@ -83,16 +83,12 @@ def _segment(plan: GenerationPlan, times: np.ndarray, widths: np.ndarray, start:
     )
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2))
 def decode_params(c: GeneratorConfig, params: dict, dtype: jnp.dtype) -> dict:
     """Training parameters -> {"ends", "layers": a tuple of fused layers}: once, when a model is loaded."""
-
-    @jax.jit
-    def convert(params):
-        params = jax.tree.map(lambda p: p.astype(dtype), params)
-        layers = tuple(fuse(jax.tree.map(operator.itemgetter(i), params["blocks"])) for i in range(c.layers))
-        return {"ends": params["ends"], "layers": layers}
-
-    return convert(params)
+    params = jax.tree.map(lambda p: p.astype(dtype), params)
+    layers = tuple(fuse(jax.tree.map(operator.itemgetter(i), params["blocks"])) for i in range(c.layers))
+    return {"ends": params["ends"], "layers": layers}
 
 
 class Autoregressive:
@@ -140,8 +136,9 @@ class Autoregressive:
         ends = ends_of(c, params)
         row = {name: jnp.asarray(getattr(segment, name))[i] for name in ("first", "site", "slot", "head", "weight")}
         x, angles, mask = self._inputs(ends, batch, carry, segment, row["first"], t)
-        states, cache = self._layers(params["layers"], x, angles, mask, carry.cache, row["first"])
-        logits = combine_with(ends.heads, states, row["slot"], row["head"], row["weight"])
+        modulator, head_modulator = ends.modulators(c, batch)
+        states, cache = self._layers(params["layers"], x, angles, mask, modulator, carry.cache, row["first"])
+        logits = combine_with(ends.heads, states, head_modulator, row["slot"], row["head"], row["weight"])
         rows = len(carry.index)
         unconditional = logits[rows:] if which.guided else None
         scores = target(logits[:rows], unconditional, settings.guidance[t], settings.temperature, settings.top_p, which)
@@ -161,6 +158,7 @@ class Autoregressive:
         x = ends.input(self._all_rows(carry), slots).astype(self.dtype)
         if segment.start == 0:
             x = jnp.concatenate([ends.condition(batch).astype(self.dtype), x[:, C:]], axis=1)
+        x = ends.place(x, slots)
         key_slot, query_slot = np.arange(self.room), first + jnp.arange(segment.width)
         kind, visible, clique = (
             jnp.asarray(np.pad(a, (0, spare), constant_values=f))
@@ -176,7 +174,9 @@ class Autoregressive:
         """Guided pairs share their tokens."""
         return jnp.concatenate([carry.tokens] * (len(carry.valid) // len(carry.index)))
 
-    def _layers(self, layers: tuple[dict, ...], x, angles, mask, cache: Cache, first) -> tuple[list[Array], Cache]:
+    def _layers(
+        self, layers: tuple[dict, ...], x, angles, mask, modulator, cache: Cache, first
+    ) -> tuple[list[Array], Cache]:
         """Write each layer's keys and values, attend over the cache; hidden states at the taps."""
         written, states = list(cache), []
         for i, p in enumerate(layers):
@@ -185,7 +185,7 @@ class Autoregressive:
                 written[i] = write(written[i], k, v, first)
                 return attend_cached(q, *written[i], mask)
 
-            x = layer_of(self.config, p, FusedBlock)(x, angles, attend)
+            x = layer_of(self.config, p, FusedBlock)(x, angles, attend, condition=modulator)
             if i + 1 in self.config.taps:
                 states.append(x)
         return states, tuple(written)

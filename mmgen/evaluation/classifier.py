@@ -41,7 +41,7 @@ Classifier = Callable[[UInt8[np.ndarray, "B H W 3"]], Int[np.ndarray, "B"]]
 
 
 def train_classifier(
-    batches: Iterator[dict[str, Any]], classes: int, size: int, steps: int = 1500, peak: float = 2e-3, seed: int = 0
+    batches: Iterator[dict[str, Any]], classes: int, size: int, steps: int = 2500, peak: float = 2e-3, seed: int = 0
 ) -> Classifier:
     """Trains on `steps` batches with "image" uint8 [B, size, size, 3] and "label"; returns pictures -> labels.
 

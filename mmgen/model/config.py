@@ -3,13 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.layout import TokenLayout
 
+from mmgen.plan.next_neighbor import NextNeighbor
+from mmgen.plan.next_scale import NextScale
 from mmgen.plan.next_token import NextToken
 
 __all__ = [
-    "BlockConfig", "ClassCondition", "Dropout", "FeatureCondition", "GeneratorConfig", "NextToken", "Sampling",
-    "TextCondition", "TokenLayout",
+    "BlockConfig", "ClassCondition", "Dropout", "FeatureCondition", "GeneratorConfig", "NextNeighbor", "NextScale", "NextToken",
+    "Sampling", "TextCondition", "TokenLayout",
 ]
 
 
@@ -51,14 +54,20 @@ class FeatureCondition:
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """One transformer layer: RMSNorm, grouped-query attention with a rotary code, RMSNorm, SwiGLU."""
+    """One transformer layer: norm, grouped-query attention, norm, MLP. The defaults are LlamaGen's."""
 
     width: int = 768
     heads: int = 12
     kv_heads: int | None = None  # None: as many as heads
     mlp: int = 2048
+    mlp_kind: Literal["swiglu", "gelu"] = "swiglu"  # gelu: of two matrices, tanh approximation
+    bias: bool = False  # behind every product but the keys', where it would change nothing
     qk_norm: bool = False
-    position: Literal["rope_1d", "rope_2d"] = "rope_2d"
+    l2_attention: bool = False  # queries and keys of length 1, and a learned temperature for each head (VAR)
+    position: Literal["rope_1d", "rope_2d", "learned"] = "rope_2d"  # learned: added to the inputs, not to queries and keys
+    # RMSNorm with a learned scale; or LayerNorm, scaled, shifted and gated by the class (adaLN, arXiv 2212.09748): by a matrix
+    # of each layer, or by one of all layers and an offset of each.
+    modulation: Literal["none", "block", "shared"] = "none"
     rope_base: float = 10_000.0
     norm_eps: float = 1e-5
 
@@ -68,9 +77,9 @@ class BlockConfig:
 
     def __post_init__(self):
         groups = self.kv_heads or self.heads
-        rotated = 4 if self.position == "rope_2d" else 2
+        rotated = {"rope_2d": 4, "rope_1d": 2, "learned": 1}[self.position]
         if self.width % self.heads or self.heads % groups or self.head_dim % rotated:
-            raise ValueError(
+            raise UserError(
                 f"width {self.width} with {self.heads} heads and {groups} key-value heads does not divide evenly: width must "
                 f"be a multiple of heads, heads of kv_heads, and width / heads of {rotated} for {self.position}"
             )
@@ -99,7 +108,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    plan: NextToken = field(default_factory=NextToken)
+    plan: NextToken | NextNeighbor | NextScale = field(default_factory=NextToken)
     layout: TokenLayout = field(default_factory=lambda: TokenLayout(height=16, width=16, codebook_size=16384))
     condition: ClassCondition | TextCondition | FeatureCondition = field(default_factory=ClassCondition)
     block: BlockConfig = field(default_factory=BlockConfig)

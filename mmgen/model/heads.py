@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mmgen.model.config import GeneratorConfig
-from mmgen.model.layers import RMSNorm, weight
+from mmgen.model.layers import RMSNorm, layer_norm, weight
 
 
 class VocabularyHead(nnx.Module):
@@ -15,16 +15,29 @@ class VocabularyHead(nnx.Module):
 
     def __init__(self, c: GeneratorConfig, rngs: nnx.Rngs):
         self.groups, self.size = c.layout.groups, c.layout.codebook_size
-        self.norm = RMSNorm(c.block.width, ("embed",), c.block.norm_eps)
+        self.modulated, self.eps, D = c.block.modulation != "none", c.block.norm_eps, c.block.width
+        if self.modulated:  # LayerNorm, scaled and shifted by the class
+            self.modulation = weight(rngs, (D, 2 * D), ("embed", None))
+            self.modulation_bias = weight(rngs, (2 * D,), (None,), scale=0.0)
+        else:
+            self.norm = RMSNorm(D, ("embed",), self.eps)
+        if c.block.bias:
+            self.bias = weight(rngs, (self.groups * self.size,), ("vocab",), scale=0.0)
         self.map = weight(rngs, (c.block.width, self.groups * self.size), ("embed", "vocab"), scale=0.0)
 
-    def features(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        """What plans combine over slots before the one product of `logits`."""
-        return self.norm(hidden)
+    def features(
+        self, hidden: Float[Array, "b s d"], condition: Float[Array, "b #s d"] | None = None
+    ) -> Float[Array, "b s d"]:
+        """What plans combine over slots before the one product of `logits`. `condition`: what modulates."""
+        if not self.modulated:
+            return self.norm(hidden)
+        scale, shift = jnp.split(condition @ self.modulation[...] + self.modulation_bias[...], 2, axis=-1)
+        return layer_norm(hidden, self.eps) * (1 + scale) + shift
 
     def logits(self, features: Float[Array, "b n d"]) -> Float[Array, "b n ..."]:
         """float32 [B, N, V], or [B, N, G, V] with groups."""
         y = jnp.matmul(features, self.map[...].astype(features.dtype), preferred_element_type=jnp.float32)
+        y = y + self.bias[...].astype(jnp.float32) if hasattr(self, "bias") else y
         return y.reshape(*y.shape[:2], self.groups, self.size) if self.groups > 1 else y
 
 

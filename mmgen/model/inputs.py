@@ -6,9 +6,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
+from mmgen_tokenizers.quantizers import multiscale
 
-from mmgen.model.config import ClassCondition, FeatureCondition, GeneratorConfig, NextToken, TextCondition
+from mmgen.model.config import (
+    ClassCondition,
+    FeatureCondition,
+    GeneratorConfig,
+    NextNeighbor,
+    NextScale,
+    NextToken,
+    TextCondition,
+)
 from mmgen.model.layers import weight
+from mmgen.plan.plan import CONDITION, INDEX, SCALE
 
 
 class Slots(NamedTuple):
@@ -42,7 +52,62 @@ class Shift(nnx.Module):
         return jnp.where((source >= 0)[:, :, None], x, 0)
 
 
-INPUT_RULES: dict[type, type[nnx.Module]] = {NextToken: Shift}  # of each kind of plan
+class Pyramid(nnx.Module):
+    """A slot reads the sum of the coarser scales, as large as its own scale: VAR's input (arXiv 2404.02905).
+
+    Codes and convolutions are the tokenizer's (`adopt`); they are never trained (axis name "frozen").
+    """
+
+    def __init__(self, c: GeneratorConfig, rngs: nnx.Rngs):
+        self.config, self.layout, self.condition_slots = c.plan.quantizer, c.layout, c.condition.slots
+        V, C, P = self.config.size, self.config.dim, self.config.phis
+        self.codebook = weight(rngs, (V, C), ("frozen", None))
+        if P:
+            self.phi_kernel = weight(rngs, (P, 3, 3, C, C), ("frozen", None, None, None, None), scale=0.0)
+            self.phi_bias = weight(rngs, (P, C), ("frozen", None), scale=0.0)
+        self.embed = weight(rngs, (C, c.block.width), (None, "embed"))
+        self.bias = weight(rngs, (c.block.width,), ("embed",), scale=0.0)
+
+    @property
+    def quantizer(self) -> dict:
+        """Parameters of the tokenizer's quantizer."""
+        phi = {str(i): {"kernel": self.phi_kernel[...][i], "bias": self.phi_bias[...][i]} for i in range(self.config.phis)}
+        return {"codebook": self.codebook[...], **({"phi": phi} if phi else {})}
+
+    def __call__(self, tokens: Int[Array, "b n"], slots: Slots) -> Float[Array, "b f d"]:
+        known = tokens[:, : self.layout.prefixes[-2]]  # all scales but the last, which nobody reads
+        read = multiscale.next_input(self.config, self.quantizer, known, self.layout.height, self.layout.width)
+        place = jnp.maximum(slots.position[..., INDEX] - self.condition_slots, 0)
+        place = jnp.broadcast_to(place, (len(tokens), place.shape[1]))
+        return jnp.take_along_axis(read.astype(self.embed.dtype), place[..., None], axis=1) @ self.embed[...] + self.bias[...]
+
+
+def adopt(c: GeneratorConfig, params: dict, quantizer: dict) -> dict:
+    """The generator's parameters with those of its multi-scale tokenizer's quantizer in the input rule."""
+    own = {"codebook": quantizer["codebook"]}
+    if c.plan.quantizer.phis:
+        each = [quantizer["phi"][str(i)] for i in range(c.plan.quantizer.phis)]
+        own |= {f"phi_{name}": jnp.stack([phi[name] for phi in each]) for name in ("kernel", "bias")}
+    return {**params, "ends": {**params["ends"], "input": {**params["ends"]["input"], **own}}}
+
+
+class Places(nnx.Module):
+    """Learned vectors of each slot and of each scale, added to what slots read; of the condition once more (VAR)."""
+
+    def __init__(self, c: GeneratorConfig, slots: int, rngs: nnx.Rngs):
+        D = c.block.width
+        self.slot = weight(rngs, (slots, D), (None, "embed"))
+        self.scale = weight(rngs, (max(1, len(c.layout.scales)), D), (None, "embed"))
+        self.start = weight(rngs, (c.condition.slots, D), (None, "embed"))
+
+    def __call__(self, x: Float[Array, "b f d"], slots: Slots) -> Float[Array, "b f d"]:
+        index, scale = slots.position[..., INDEX], slots.position[..., SCALE]
+        x = x + self.slot[...][index] + self.scale[...][scale]
+        own = (slots.kind == CONDITION)[..., None]
+        return x + jnp.where(own, self.start[...][jnp.minimum(index, len(self.start[...]) - 1)], 0)
+
+
+INPUT_RULES: dict[type, type[nnx.Module]] = {NextToken: Shift, NextNeighbor: Shift, NextScale: Pyramid}  # of each kind of plan
 
 
 def input_rule(c: GeneratorConfig, rngs: nnx.Rngs) -> nnx.Module:

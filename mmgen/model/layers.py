@@ -1,6 +1,7 @@
 """One transformer layer, in the form that trains and in the fused form that decodes."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,49 +44,118 @@ class RMSNorm(nnx.Module):
         return x32.astype(x.dtype) * self.scale[...].astype(x.dtype)
 
 
+def layer_norm(x: Float[Array, "*s d"], eps: float) -> Float[Array, "*s d"]:
+    """Mean 0, variance 1; in float32."""
+    x32 = x.astype(jnp.float32)
+    x32 -= jnp.mean(x32, axis=-1, keepdims=True)
+    return (x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)).astype(x.dtype)
+
+
+def unit(x: Float[Array, "*s k"]) -> Float[Array, "*s k"]:
+    """Vectors of length 1; in float32."""
+    x32 = x.astype(jnp.float32)
+    return (x32 / jnp.maximum(jnp.linalg.norm(x32, axis=-1, keepdims=True), 1e-12)).astype(x.dtype)
+
+
+class Modulation(NamedTuple):
+    """What adaLN does to one branch of a layer."""
+
+    gate: Float[Array, "#b #s d"]
+    scale: Float[Array, "#b #s d"]
+    shift: Float[Array, "#b #s d"]
+
+    def norm(self, x: Float[Array, "b s d"], eps: float) -> Float[Array, "b s d"]:
+        return layer_norm(x, eps) * (1 + self.scale) + self.shift
+
+
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + SwiGLU(norm(x)) (arXiv 2002.05202). Biases nowhere."""
+    """x + attention(norm(x)), then x + MLP(norm(x)), SwiGLU (arXiv 2002.05202) or GELU."""
 
     def __init__(self, c: BlockConfig, rngs: nnx.Rngs):
         D, H, K, F = c.width, c.heads, c.head_dim, c.mlp
         self.config = c
-        self.norm_attention = RMSNorm(D, ("embed",), c.norm_eps)
+        if c.modulation == "none":
+            self.norm_attention, self.norm_mlp = (RMSNorm(D, ("embed",), c.norm_eps) for _ in "am")
+        else:
+            self.modulation_bias = weight(rngs, (6, D), (None, "embed"))
+        if c.modulation == "block":
+            self.modulation = weight(rngs, (D, 6, D), ("embed", None, None))
         self.project(c, rngs)
         self.out = weight(rngs, (H, K, D), ("heads", "head", "embed"))
         if c.qk_norm:
             self.norm_q, self.norm_k = (RMSNorm(K, (None,), c.norm_eps) for _ in "qk")
-        self.norm_mlp = RMSNorm(D, ("embed",), c.norm_eps)
+        if c.l2_attention:
+            self.temperature = nnx.Param(jnp.full(H, jnp.log(4.0)), axes=("heads",))  # logarithm of what q k is multiplied by
         self.down = weight(rngs, (F, D), ("mlp", "embed"))
+        if c.bias:
+            self.out_bias, self.down_bias = (weight(rngs, (D,), ("embed",), scale=0.0) for _ in "od")
 
     def project(self, c: BlockConfig, rngs: nnx.Rngs) -> None:
         D, H, G, K, F = c.width, c.heads, c.kv_heads or c.heads, c.head_dim, c.mlp
         self.q = weight(rngs, (D, H, K), ("embed", "heads", "head"))
         self.k = weight(rngs, (D, G, K), ("embed", "kv_heads", "head"))
         self.v = weight(rngs, (D, G, K), ("embed", "kv_heads", "head"))
-        self.gate = weight(rngs, (D, F), ("embed", "mlp"))
+        if c.mlp_kind == "swiglu":
+            self.gate = weight(rngs, (D, F), ("embed", "mlp"))
         self.up = weight(rngs, (D, F), ("embed", "mlp"))
+        if c.bias:
+            self.q_bias = weight(rngs, (H, K), ("heads", "head"), scale=0.0)
+            self.v_bias = weight(rngs, (G, K), ("kv_heads", "head"), scale=0.0)
+            self.up_bias = weight(rngs, (F,), ("mlp",), scale=0.0)
 
     def qkv(self, x: Float[Array, "b s d"]) -> tuple[Array, Array, Array]:
         D, K = self.config.width, self.config.head_dim
-        return tuple(product(x, w[...].reshape(D, -1)).reshape(*x.shape[:2], -1, K) for w in (self.q, self.k, self.v))
+        q, k, v = (product(x, w[...].reshape(D, -1)).reshape(*x.shape[:2], -1, K) for w in (self.q, self.k, self.v))
+        return (q + self.q_bias[...], k, v + self.v_bias[...]) if self.config.bias else (q, k, v)
 
-    def gated(self, x: Float[Array, "b s d"]) -> Float[Array, "b s f"]:
-        return jax.nn.silu(product(x, self.gate)) * product(x, self.up)
+    def hidden(self, x: Float[Array, "b s d"]) -> Float[Array, "b s f"]:
+        """What the MLP's last product reads."""
+        up = product(x, self.up) + (self.up_bias[...] if self.config.bias else 0)
+        if self.config.mlp_kind == "gelu":
+            return jax.nn.gelu(up, approximate=True)
+        return jax.nn.silu(product(x, self.gate)) * up
+
+    def attention(self, x: Float[Array, "b s d"], angles: Array | None, attend: Callable) -> Float[Array, "b s d"]:
+        c = self.config
+        q, k, v = self.qkv(x)
+        if c.qk_norm:
+            q, k = self.norm_q(q), self.norm_k(k)
+        if c.l2_attention:  # `attend` divides by sqrt(K)
+            temperature = jnp.exp(jnp.minimum(self.temperature[...], jnp.log(100.0))) * c.head_dim**0.5
+            q, k = unit(q) * temperature[:, None].astype(q.dtype), unit(k)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        y = product(attend(q, k, v).reshape(*x.shape[:2], -1), self.out[...].reshape(-1, x.shape[-1]))
+        return y + self.out_bias[...] if c.bias else y
+
+    def mlp(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        y = product(self.hidden(x), self.down)
+        return y + self.down_bias[...] if self.config.bias else y
+
+    def branches(self, condition: Float[Array, "b #s m"]) -> tuple[Modulation, Modulation]:
+        """Of attention and MLP. VAR's order: gates, scales, shifts."""
+        D = self.config.width
+        if self.config.modulation == "block":
+            condition = product(condition, self.modulation[...].reshape(D, -1))
+        six = condition.reshape(*condition.shape[:2], 6, D) + self.modulation_bias[...]
+        return tuple(Modulation(*(six[:, :, i] for i in range(first, 6, 2))) for first in (0, 1))
 
     def __call__(
         self,
         x: Float[Array, "b s d"],
-        angles: Float[Array, "#b s 2 k_half"],
+        angles: Float[Array, "#b s 2 k_half"] | None,
         attend: Callable[[Array, Array, Array], Array],
         drop_attention: Callable[[Array], Array] = lambda y: y,
         drop_mlp: Callable[[Array], Array] = lambda y: y,
+        condition: Float[Array, "b #s m"] | None = None,
     ) -> Float[Array, "b s d"]:
-        q, k, v = self.qkv(self.norm_attention(x))
-        if self.config.qk_norm:
-            q, k = self.norm_q(q), self.norm_k(k)
-        mixed = attend(rotate(q, angles), rotate(k, angles), v)
-        x = x + drop_attention(product(mixed.reshape(*x.shape[:2], -1), self.out[...].reshape(-1, x.shape[-1])))
-        return x + drop_mlp(product(self.gated(self.norm_mlp(x)), self.down))
+        """`condition`: what modulates, [B, 1, D], or [B, 1, 6 D] of the matrix that all layers share."""
+        if self.config.modulation == "none":
+            x = x + drop_attention(self.attention(self.norm_attention(x), angles, attend))
+            return x + drop_mlp(self.mlp(self.norm_mlp(x)))
+        first, second = self.branches(condition)
+        x = x + drop_attention(first.gate * self.attention(first.norm(x, self.config.norm_eps), angles, attend))
+        return x + drop_mlp(second.gate * self.mlp(second.norm(x, self.config.norm_eps)))
 
 
 class FusedBlock(Block):
@@ -94,23 +164,31 @@ class FusedBlock(Block):
     def project(self, c: BlockConfig, rngs: nnx.Rngs) -> None:
         heads = c.heads + 2 * (c.kv_heads or c.heads)
         self.qkv_fused = weight(rngs, (c.width, heads * c.head_dim), ("embed", "heads"))
-        self.gate_up = weight(rngs, (c.width, 2 * c.mlp), ("embed", "mlp"))
+        self.gate_up = weight(rngs, (c.width, c.mlp * (2 if c.mlp_kind == "swiglu" else 1)), ("embed", "mlp"))
+        if c.bias:
+            self.qkv_bias = weight(rngs, (heads * c.head_dim,), ("heads",), scale=0.0)
+            self.up_bias = weight(rngs, (c.mlp,), ("mlp",), scale=0.0)
 
     def qkv(self, x: Float[Array, "b s d"]) -> tuple[Array, Array, Array]:
         c = self.config
-        y = product(x, self.qkv_fused).reshape(*x.shape[:2], -1, c.head_dim)
+        y = product(x, self.qkv_fused) + (self.qkv_bias[...] if c.bias else 0)
+        y = y.reshape(*x.shape[:2], -1, c.head_dim)
         return tuple(jnp.split(y, (c.heads, c.heads + (c.kv_heads or c.heads)), axis=2))
 
-    def gated(self, x: Float[Array, "b s d"]) -> Float[Array, "b s f"]:
-        gate, up = jnp.split(product(x, self.gate_up), 2, axis=-1)
-        return jax.nn.silu(gate) * up
+    def hidden(self, x: Float[Array, "b s d"]) -> Float[Array, "b s f"]:
+        *gate, up = jnp.split(product(x, self.gate_up), 2 if self.config.mlp_kind == "swiglu" else 1, axis=-1)
+        up = up + self.up_bias[...] if self.config.bias else up
+        return jax.nn.silu(gate[0]) * up if gate else jax.nn.gelu(up, approximate=True)
 
 
 def fuse(layer: dict) -> dict:
     """Parameters of one Block -> those of a FusedBlock."""
-    rest = {name: value for name, value in layer.items() if name not in ("q", "k", "v", "gate", "up")}
+    rest = {name: value for name, value in layer.items() if name not in ("q", "k", "v", "gate", "up", "q_bias", "v_bias")}
     flat = [layer[name].reshape(layer[name].shape[0], -1) for name in "qkv"]
+    if "q_bias" in layer:
+        biases = (layer["q_bias"], jnp.zeros_like(layer["v_bias"]), layer["v_bias"])
+        rest["qkv_bias"] = jnp.concatenate([bias.reshape(-1) for bias in biases])
     return rest | {
         "qkv_fused": jnp.concatenate(flat, axis=1),
-        "gate_up": jnp.concatenate([layer["gate"], layer["up"]], axis=1),
+        "gate_up": jnp.concatenate([layer[name] for name in ("gate", "up") if name in layer], axis=1),
     }

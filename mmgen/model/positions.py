@@ -7,8 +7,11 @@ from mmgen.model.config import BlockConfig
 from mmgen.plan.plan import COLUMN, INDEX, NOWHERE, ROW
 
 
-def rotary_angles(block: BlockConfig, position: Int[Array, "*b s p"]) -> Float[Array, "*b s 2 k_half"]:
-    """Cosines and sines for slots at `position`; both are zero for a slot that stands nowhere, as in LlamaGen's condition."""
+def rotary_angles(block: BlockConfig, position: Int[Array, "*b s p"]) -> Float[Array, "*b s 2 k_half"] | None:
+    """Cosines and sines for slots at `position`; both are zero for a slot that stands nowhere, as in LlamaGen's condition.
+    None where places are learned instead (inputs.py)."""
+    if block.position == "learned":
+        return None
     axes = (ROW, COLUMN) if block.position == "rope_2d" else (INDEX,)
     count = block.head_dim // 2 // len(axes)
     frequency = block.rope_base ** (-jnp.arange(count, dtype=jnp.float32) / count)

@@ -19,8 +19,8 @@ from mmgen.model import heads as heads_module
 from mmgen.model.attention import attend, mask_of
 from mmgen.model.config import GeneratorConfig
 from mmgen.model.heads import VocabularyHead
-from mmgen.model.inputs import Slots, condition_embedding, input_rule
-from mmgen.model.layers import Block
+from mmgen.model.inputs import Places, Slots, condition_embedding, input_rule
+from mmgen.model.layers import Block, weight
 from mmgen.model.positions import rotary_angles
 from mmgen.plan.plan import GenerationPlan, PlanBatch
 
@@ -34,6 +34,23 @@ class Ends(nnx.Module):
         self.condition = condition_embedding(c, rngs)
         self.input = input_rule(c, rngs)
         self.heads = nnx.Dict({f"head{i}": VocabularyHead(c, rngs) for i in range(len(c.taps))})
+        self.places = Places(c, build_plan(c).slots, rngs) if c.block.position == "learned" else None
+        if c.block.modulation == "shared":
+            D = c.block.width
+            self.modulation = weight(rngs, (D, 6 * D), ("embed", None))
+            self.modulation_bias = weight(rngs, (6 * D,), (None,), scale=0.0)
+
+    def place(self, x: Float[Array, "b f d"], slots: Slots) -> Float[Array, "b f d"]:
+        return x if self.places is None else self.places(x, slots)
+
+    def modulators(self, c: GeneratorConfig, batch: dict) -> tuple[Array | None, Array | None]:
+        """What modulates the layers, and the heads: of the class, [B, 1, ...]; None without modulation."""
+        if c.block.modulation == "none":
+            return None, None
+        vector = jax.nn.silu(self.condition(batch))
+        if c.block.modulation == "block":
+            return vector, vector
+        return vector @ self.modulation[...] + self.modulation_bias[...], vector
 
 
 @functools.cache
@@ -100,19 +117,22 @@ def slots_of(plan: GenerationPlan, extra: PlanBatch) -> Slots:
 def embed(ends: Ends, batch: dict, plan: GenerationPlan, slots: Slots) -> Float[Array, "b s d"]:
     """Inputs of all slots: the condition first, then the input rule."""
     rest = Slots(*(array[:, plan.condition_slots :] for array in slots))
-    return jnp.concatenate([ends.condition(batch), ends.input(batch["ids"], rest)], axis=1)
+    return ends.place(jnp.concatenate([ends.condition(batch), ends.input(batch["ids"], rest)], axis=1), slots)
 
 
-def combine(plan: GenerationPlan, heads: nnx.Dict, states: list[Float[Array, "b s d"]]) -> Float[Array, "b n ..."]:
+def combine(plan: GenerationPlan, heads: nnx.Dict, states: list[Float[Array, "b s d"]], condition) -> Float[Array, "b n ..."]:
     """Logits of every site: per head, the weighted sum of its slots' features, then one product."""
-    return combine_with(heads, states, plan.combine_slot, plan.combine_head, plan.combine_weight)
+    return combine_with(heads, states, condition, plan.combine_slot, plan.combine_head, plan.combine_weight)
 
 
-def combine_with(heads: nnx.Dict, states: list, slot: np.ndarray, head: np.ndarray, weight: np.ndarray) -> Array:
-    """`slot`, `head`, `weight` [E, K] over the slots of `states` [B, F, D]; a step of decoding passes its own few rows."""
+def combine_with(
+    heads: nnx.Dict, states: list, condition: Array | None, slot: np.ndarray, head: np.ndarray, weight: np.ndarray
+) -> Array:
+    """`slot`, `head`, `weight` [E, K] over the slots of `states` [B, F, D]; a step of decoding passes its own few rows.
+    `condition`: what modulates the heads."""
     logits = []
     for i, hidden in enumerate(states):
-        features = heads[f"head{i}"].features(hidden)
+        features = heads[f"head{i}"].features(hidden, condition)
         if len(states) == 1 and slot.shape[1] == 1:  # every weight is 1
             mixed = features[:, slot[:, 0]]
         else:
@@ -143,11 +163,12 @@ def forward(
     x = _drop(c.dropout.token if key is not None else 0.0, keys[-1])(x)
     angles = rotary_angles(c.block, slots.position)
     mask = mask_of(plan, extra.valid)
+    modulator, head_modulator = ends.modulators(c, batch)
 
     def layer(x, inputs):
         p, key_layer, path = inputs
         drops = _layer_drops(c, key_layer, path) if key is not None else {}
-        return layer_of(c, p)(x, angles, lambda q, k, v: attend(q, k, v, mask), **drops), None
+        return layer_of(c, p)(x, angles, lambda q, k, v: attend(q, k, v, mask), condition=modulator, **drops), None
 
     layer = jax.checkpoint(layer) if c.remat else layer
     path = jnp.asarray(c.dropout.path * np.arange(c.layers) / max(1, c.layers - 1), jnp.float32)
@@ -159,7 +180,7 @@ def forward(
         start = tap
     if collect is not None:
         collect.extend(states)
-    return combine(plan, ends.heads, states)
+    return combine(plan, ends.heads, states, head_modulator)
 
 
 def loss(

@@ -1,4 +1,6 @@
+from mmgen.plan.next_neighbor import NextNeighbor
+from mmgen.plan.next_scale import NextScale
 from mmgen.plan.next_token import NextToken
 from mmgen.plan.plan import GenerationPlan, PlanBatch
 
-__all__ = ["GenerationPlan", "NextToken", "PlanBatch"]
+__all__ = ["GenerationPlan", "NextNeighbor", "NextScale", "NextToken", "PlanBatch"]

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.layout import TokenLayout
 
-from mmgen.plan.plan import COLUMN, CONDITION, CONTENT, INDEX, NOWHERE, POSITIONS, ROW, GenerationPlan
+from mmgen.plan.plan import CONDITION, CONTENT, GenerationPlan, grid_positions
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class NextToken:
     positions: Literal["diagonal", "none"] = "diagonal"
 
     def build(self, layout: TokenLayout, condition_slots: int) -> GenerationPlan:
+        if layout.scales:
+            raise UserError(f"next-token prediction reads one grid, this tokenizer gives {layout}: use one of a single scale")
         sites, C = layout.sites, condition_slots
         slots = C + sites - 1
         time = np.arange(slots) - (C - 1)
@@ -34,7 +37,7 @@ class NextToken:
             reads=time,
             visible=time,
             clique=np.full(slots, -1),
-            position=self._position(layout, C),
+            position=grid_positions(layout, np.arange(sites - 1), C, self.positions),
             site_time=np.arange(sites),
             combine_slot=C - 1 + np.arange(sites)[:, None],
             combine_head=np.zeros((sites, 1), int),
@@ -45,14 +48,3 @@ class NextToken:
     def taps(self, depth: int) -> tuple[int, ...]:
         """One head, behind the last layer."""
         return (depth,)
-
-    def _position(self, layout: TokenLayout, C: int) -> np.ndarray:
-        site = np.arange(layout.sites - 1)
-        condition = np.arange(C)
-        start = C if self.positions == "diagonal" else 0
-        position = np.zeros((C + len(site), POSITIONS), int)
-        position[C:, ROW] = start + site // layout.width
-        position[C:, COLUMN] = start + site % layout.width
-        position[:C, [ROW, COLUMN]] = condition[:, None] if self.positions == "diagonal" else NOWHERE
-        position[:, INDEX] = np.arange(C + len(site))
-        return position

@@ -6,10 +6,11 @@ the condition's; they and those of time 0 are computed together, before anything
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+from mmgen_tokenizers.layout import TokenLayout
 
 CONDITION, CONTENT, QUERY, PADDING = range(4)
 NEVER = 2**30  # visible: nobody may read this slot
@@ -96,6 +97,21 @@ class GenerationPlan:
         friends = (self.clique[q] == self.clique[k]) & (self.clique[q] >= 0)
         readable = (self.kind[k] != PADDING) & ((self.visible[k] <= self.reads[q]) | friends)
         return (q == k) | readable
+
+
+def grid_positions(
+    layout: TokenLayout, site: Int[np.ndarray, "s"], condition_slots: int, condition: Literal["diagonal", "none"]
+) -> Int[np.ndarray, "c+s P"]:
+    """Row, column and index of the condition's slots and of slots that hold the tokens of `site`, on a grid.
+
+    "diagonal": condition slot i stands at row = column = i, and the grid begins behind it; "none": the condition has no place.
+    """
+    C = condition_slots
+    position = np.zeros((C + len(site), POSITIONS), int)
+    position[C:, [ROW, COLUMN]] = np.stack(np.divmod(site, layout.width), 1) + (C if condition == "diagonal" else 0)
+    position[:C, [ROW, COLUMN]] = np.arange(C)[:, None] if condition == "diagonal" else NOWHERE
+    position[:, INDEX] = np.arange(C + len(site))
+    return position
 
 
 def _check(fact: bool, message: str) -> None:

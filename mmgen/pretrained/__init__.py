@@ -5,10 +5,11 @@ from pathlib import Path
 from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.files import read_checkpoint, save_arrays, unflatten
 
-from mmgen.pretrained import llamagen
+from mmgen.model.inputs import adopt
+from mmgen.pretrained import llamagen, nar, var
 
-FAMILIES = {"llamagen-gpt": llamagen}
-FORMATS = {"llamagen": llamagen}  # of export
+FAMILIES = {"llamagen-gpt": llamagen, "nar": nar, "var": var}
+FORMATS = {"llamagen": llamagen, "nar": nar, "var": var}  # of export
 
 
 def convert(
@@ -26,9 +27,15 @@ def convert(
     if family not in FAMILIES:
         raise UserError(f"there is no family {family!r}; known: {', '.join(FAMILIES)}.{nearest(family, FAMILIES)}")
     state = read_checkpoint(checkpoint)
-    model, sampling = FAMILIES[family].configure(state, config)
-    params = FAMILIES[family].from_reference(model, state)
     codec = None if tokenizer is None else mt.load(tokenizer)
+    if FAMILIES[family] is var:
+        if codec is None or codec.family != "multiscale":
+            raise UserError("var needs its tokenizer, which its input is made with: convert var-vqvae, then pass --tokenizer")
+        model, sampling = var.configure(state, config, codec.config)
+        params = adopt(model, var.from_reference(model, state), codec.params["quantizer"])
+    else:
+        model, sampling = FAMILIES[family].configure(state, config)
+        params = FAMILIES[family].from_reference(model, state)
     if codec is not None and codec.layout.codebook_size != model.layout.codebook_size:
         raise UserError(
             f"the tokenizer in {tokenizer} has {codec.layout.codebook_size} codes, the generator {model.layout.codebook_size}: "

@@ -6,6 +6,8 @@ weights.
 """
 
 import math
+import warnings
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ from mmgen.model.config import (
     Dropout,
     FeatureCondition,
     GeneratorConfig,
+    NextNeighbor,
     NextToken,
     Sampling,
     TokenLayout,
@@ -43,7 +46,9 @@ ROWS = (
     ("freqs_cis", "", ""),
 )
 # layers, heads, width, MLP width, recommended guidance of the published class-conditional weights
-SIZES = {
+Sizes = Mapping[str, tuple[int, int, int, int, float]]
+Plan = NextToken | NextNeighbor
+SIZES: Sizes = {
     "GPT-B": (12, 12, 768, 2048, 2.0),
     "GPT-L": (24, 16, 1024, 2816, 2.0),
     "GPT-XL": (36, 20, 1280, 3584, 1.75),
@@ -56,19 +61,25 @@ SHOWN = {"dim": "width", "n_layer": "depth", "vocab_size": "codebook size", "num
 IGNORED = (
     "model_type", "multiple_of", "head_dim", "uncond_tokens", "ffn_dim_multiplier", "initializer_range", "token_dropout_p",
     "attn_dropout_p", "resid_dropout_p", "ffn_dropout_p", "drop_path_rate", "class_dropout_prob", "max_batch_size",
-    "max_seq_len",
+    "max_seq_len", "medusa_attention_num",
 )  # fmt: skip
+PLAN = NextToken("none")
 
 
 def preset(
-    size: str, condition: ClassCondition | FeatureCondition = ClassCondition(), tokens: int = 256, vocabulary: int = 16384
+    size: str,
+    condition: ClassCondition | FeatureCondition = ClassCondition(),
+    tokens: int = 256,
+    vocabulary: int = 16384,
+    sizes: Sizes = SIZES,
+    plan: Plan = PLAN,
 ) -> GeneratorConfig:
     """A published size, "GPT-B" ... "GPT-3B", with the paper's dropout."""
-    if size not in SIZES:
-        raise UserError(f"there is no size {size!r}; known: {', '.join(SIZES)}.{nearest(size, SIZES)}")
-    depth, heads, width, mlp, _ = SIZES[size]
+    if size not in sizes:
+        raise UserError(f"there is no size {size!r}; known: {', '.join(sizes)}.{nearest(size, sizes)}")
+    depth, heads, width, mlp, _ = sizes[size]
     return GeneratorConfig(
-        plan=NextToken("none"),
+        plan=plan,
         layout=_square(tokens, vocabulary),
         condition=condition,
         block=BlockConfig(width=width, heads=heads, mlp=mlp),
@@ -84,25 +95,29 @@ def _square(tokens: int, vocabulary: int) -> TokenLayout:
     return TokenLayout(height=side, width=side, codebook_size=vocabulary)
 
 
-def configure(state: dict[str, np.ndarray], config: dict | None) -> tuple[GeneratorConfig, Sampling]:
-    """The model that a checkpoint holds, and its recommended sampling."""
+def configure(
+    state: dict[str, np.ndarray], config: dict | None, family: str = "llamagen-gpt", sizes: Sizes = SIZES, plan: Plan = PLAN
+) -> tuple[GeneratorConfig, Sampling]:
+    """The model that a checkpoint of LlamaGen, or of a `family` made of its layers, holds, and its recommended sampling."""
     given = dict(config or {})
     known = (*USED, *SHOWN, *IGNORED)
     for key in given:
         if key not in known:
-            raise UserError(f"llamagen-gpt has no config key {key!r}.{nearest(key, known)}")
+            raise UserError(f"{family} has no config key {key!r}.{nearest(key, known)}")
     if "tok_embeddings.weight" not in state:
         raise UserError("the checkpoint has no tok_embeddings.weight: it is not a LlamaGen GPT (its tokenizers: llamagen-vq)")
     vocabulary, width = state["tok_embeddings.weight"].shape
-    depth = len({name.split(".")[1] for name in state if name.startswith("layers.")})
-    size = {(d, w): (h, g) for d, h, w, _, g in SIZES.values()}.get((depth, width))
+    depth = len({name.split(".")[1] for name in state if name.startswith("layers.")}) - max(plan.taps(0))
+    size = {(d, w): (h, g) for d, h, w, _, g in sizes.values()}.get((depth, width))
     if size is None and "n_head" not in given:
         raise UserError(f"{depth} layers of width {width} are no published size: pass config n_head")
+    if "block_size" not in given:
+        warnings.warn("taken for 256 tokens (16 x 16): for a model of 384 pixels pass config block_size 576", stacklevel=2)
     heads, guidance = int(given.get("n_head") or size[0]), size[1] if size else 1.0
     mlp = state.get("layers.0.feed_forward.w1.weight", np.zeros((0, 0))).shape[0]
     condition = _condition(state)
     model = GeneratorConfig(
-        plan=NextToken("none"),
+        plan=plan,
         layout=_square(int(given.get("block_size") or 256), vocabulary),
         condition=condition,
         block=BlockConfig(
@@ -148,30 +163,32 @@ def _check_given(given: dict, model: GeneratorConfig) -> None:
             raise UserError(f"config says {key} ({SHOWN[key]}) {given[key]}, the checkpoint's tensors {value}")
 
 
-def reference_shapes(c: GeneratorConfig) -> dict[str, tuple[int, ...]]:
+def reference_shapes(c: GeneratorConfig, rows: Sequence = ROWS, plan: Plan = PLAN) -> dict[str, tuple[int, ...]]:
     """LlamaGen's names and shapes for a configuration, without allocating."""
-    theirs = jax.eval_shape(lambda: to_reference(c, transformer.init(c, jax.random.key(0)), jnp))
+    theirs = jax.eval_shape(lambda: to_reference(c, transformer.init(c, jax.random.key(0)), jnp, rows, plan))
     return {name: array.shape for name, array in theirs.items()}
 
 
-def from_reference(c: GeneratorConfig, state: dict[str, np.ndarray]) -> dict:
+def from_reference(c: GeneratorConfig, state: dict[str, np.ndarray], rows: Sequence = ROWS) -> dict:
     """LlamaGen's tensors -> our parameters. Raises UserError that lists what does not fit."""
     ours = jax.eval_shape(lambda: _unstacked(c, transformer.init(c, jax.random.key(0)), jnp))
-    return _stacked(c, unflatten(rename(state, ROWS, {name: array.shape for name, array in flatten(ours).items()})))
+    return _stacked(c, unflatten(rename(state, rows, {name: array.shape for name, array in flatten(ours).items()})))
 
 
-def to_reference(c: GeneratorConfig, params: dict, xp=np) -> dict[str, np.ndarray]:
+def to_reference(
+    c: GeneratorConfig, params: dict, xp=np, rows: Sequence = ROWS, plan: Plan = PLAN
+) -> dict[str, np.ndarray]:
     """Our parameters -> LlamaGen's tensors, flat: the inverse of `from_reference`, bit for bit.
 
     Raises UserError for a model that LlamaGen's code could not compute.
     """
-    _refuse_differences(c)
-    return rename(flatten(_unstacked(c, params, xp)), ROWS, None, back=True)
+    _refuse_differences(c, plan)
+    return rename(flatten(_unstacked(c, params, xp)), rows, None, back=True)
 
 
-def _refuse_differences(c: GeneratorConfig) -> None:
+def _refuse_differences(c: GeneratorConfig, plan: Plan) -> None:
     differences = {
-        'plan.positions is not "none"': c.plan != NextToken("none"),
+        f"the plan is {c.plan}, not {plan}": c.plan != plan,
         "the layout is not a square grid of single tokens": c.layout.groups > 1 or c.layout.height != c.layout.width,
         "qk_norm": c.block.qk_norm,
         "rope_1d": c.block.position != "rope_2d",
@@ -198,12 +215,12 @@ def _unstacked(c: GeneratorConfig, params: dict, xp) -> dict:
             "norm_mlp": p["norm_mlp"]["scale"],
         }
 
-    head = params["ends"]["heads"]["head0"]
+    heads = params["ends"]["heads"]
     return {
         "ends": {
             "condition": params["ends"]["condition"],
             "input": {"table": params["ends"]["input"]["table"][0]},
-            "heads": {"head0": {"norm": head["norm"]["scale"], "map": head["map"]}},
+            "heads": {name: {"norm": head["norm"]["scale"], "map": head["map"]} for name, head in heads.items()},
         },
         "layers": {str(i): layer(i) for i in range(c.layers)},
     }
@@ -224,13 +241,13 @@ def _stacked(c: GeneratorConfig, flat: dict) -> dict:
             "norm_mlp": {"scale": p["norm_mlp"]},
         }  # fmt: skip
 
-    ends, head = flat["ends"], flat["ends"]["heads"]["head0"]
+    ends = flat["ends"]
     blocks = [layer(flat["layers"][str(i)]) for i in range(c.layers)]
     return {
         "ends": {
             "condition": ends["condition"],
             "input": {"table": ends["input"]["table"][None]},
-            "heads": {"head0": {"norm": {"scale": head["norm"]}, "map": head["map"]}},
+            "heads": {name: {"norm": {"scale": head["norm"]}, "map": head["map"]} for name, head in ends["heads"].items()},
         },
         "blocks": jax.tree.map(lambda *layers: np.stack(layers), *blocks),
     }

@@ -21,7 +21,8 @@ from mmgen.data import Source, open_source
 from mmgen.data.text import FILE, TextTokenizer
 from mmgen.generator import Generator
 from mmgen.model import transformer
-from mmgen.model.config import ClassCondition, FeatureCondition, TextCondition
+from mmgen.model.config import ClassCondition, FeatureCondition, NextScale, TextCondition
+from mmgen.model.inputs import adopt
 from mmgen.training.optimizer import adamw
 from mmgen.training.state import Tree
 from mmgen.training.tasks import compute_dtype, to_float, training_batches, validation_batches
@@ -53,7 +54,13 @@ class GeneratorTraining:
         return adamw(experiment.optimizer, experiment.steps, decayed(transformer.axes(self.config)))
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
-        return transformer.init(self.config, key), {}
+        params = transformer.init(self.config, key)
+        if isinstance(self.config.plan, NextScale):
+            params = adopt(self.config, params, self.tokenizer.params["quantizer"])
+        return params, {}
+
+    def start(self) -> Tree:
+        return {}
 
     def gradients(self, params, extra, frozen, batch, key, step):
         key_drop, key_model = jax.random.split(key)
@@ -75,7 +82,7 @@ class GeneratorTraining:
         if "image" not in batch:
             return batch
         encode = FAMILIES[self.tokenizer.family][1].encode
-        ids = encode(self.tokenizer.config, frozen["tokenizer"], to_float(batch["image"]), self.dtype)
+        ids = encode(self.tokenizer.config, frozen["tokenizer"], to_float(batch["image"]), jnp.float32)  # as `tokenize` does
         return {"ids": ids} | {name: value for name, value in batch.items() if name != "image"}
 
     def drop_condition(self, batch: Tree, key: jax.Array) -> Tree:
@@ -186,8 +193,7 @@ def _check_layout(task: GeneratorTask, data: Data, source: Source, tokenizer: mt
 
 def _same(expected: TokenLayout, found: TokenLayout, what: str) -> None:
     if expected != found:
-        sizes = [f"{x.height} x {x.width} ids of {x.codebook_size} codes" for x in (found, expected)]
-        raise UserError(f"{what} gives {sizes[0]}, the model expects {sizes[1]}: set task.model.layout to match")
+        raise UserError(f"{what} gives {found}, the model expects {expected}: set task.model.layout to match")
 
 
 def _check_condition(condition: ClassCondition | TextCondition | FeatureCondition, data: Data, source: Source) -> None:
@@ -199,7 +205,7 @@ def _check_condition(condition: ClassCondition | TextCondition | FeatureConditio
         raise UserError(f"the model reads prompts, and {where} have no captions (metadata.jsonl with file_name and text)")
     if isinstance(condition, ClassCondition) and "label" not in has:
         raise UserError(f"the model reads labels, and {where} have none (one folder a class)")
-    if isinstance(condition, ClassCondition) and source.labels and len(source.labels) > condition.classes:
+    if isinstance(condition, ClassCondition) and source.labels and len(source.labels) != condition.classes:
         raise UserError(f"{where} have {len(source.labels)} classes: set task.model.condition.classes to that number")
 
 

@@ -136,6 +136,8 @@ def fit(
                 report.say(f"stopped by {stopped.name}: saved at step {done}; start it again to continue from there")
                 raise SystemExit(128 + stopped)
 
+        if stop.signal:  # it came while the last step was saved: whoever asked to stop does not want what follows
+            raise SystemExit(128 + stop.signal)
         if start >= experiment.steps:  # it may have been killed between its last checkpoint and the export
             task.export(exported_weights(task, state), folder / "export", start)
     figures = {name: value for entry in read_metrics(folder) for name, value in entry.items()}

@@ -31,15 +31,23 @@ def named_key(seed: int, name: str) -> jax.Array:
 
 def initial_state(task, optimizer: optax.GradientTransformation, seed: int, averaged: bool) -> TrainState:
     """The state before the first step, made on the device by one program (never twice in memory)."""
+    return jax.jit(lambda start: _make(task, optimizer, seed, averaged, start))(task.start())
 
-    def make() -> TrainState:
-        params, extra = task.init(named_key(seed, "init"))
-        ema = jax.tree.map(jnp.copy, task.weights(params)) if averaged else {}
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema, extra)
 
-    return jax.jit(make)()
+def _make(task, optimizer: optax.GradientTransformation, seed: int, averaged: bool, start: Tree) -> TrainState:
+    params, extra = task.init(named_key(seed, "init"))
+    params = _replaced(params, start)
+    ema = jax.tree.map(jnp.copy, task.weights(params)) if averaged else {}
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema, extra)
+
+
+def _replaced(params: Tree, start: Tree) -> Tree:
+    """`params` with the arrays of `start` in the places that it has."""
+    if not isinstance(start, dict):
+        return start
+    return {**params, **{name: _replaced(params[name], part) for name, part in start.items()}}
 
 
 def abstract_state(task, optimizer: optax.GradientTransformation, seed: int, averaged: bool) -> TrainState:
     """Shapes and types of `initial_state`, nothing allocated."""
-    return jax.eval_shape(lambda: initial_state(task, optimizer, seed, averaged))
+    return jax.eval_shape(lambda: _make(task, optimizer, seed, averaged, {}))

@@ -26,6 +26,9 @@ class Task(Protocol):
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         """params and extra."""
 
+    def start(self) -> Tree:
+        """Arrays on the host that take the place of some of init's params: a nested dict like them, {} for none."""
+
     def gradients(
         self, params: Tree, extra: Tree, frozen: Tree, batch: Tree, key: jax.Array, step: jax.Array
     ) -> tuple[Tree, Tree, dict[str, jax.Array]]:

@@ -11,8 +11,9 @@ import mmgen_tokenizers as mt
 import numpy as np
 import optax
 from jaxtyping import UInt8
-from mmgen_tokenizers.api import family_of
+from mmgen_tokenizers.api import family_of, shapes
 from mmgen_tokenizers.errors import UserError
+from mmgen_tokenizers.files import flatten
 from mmgen_tokenizers.losses import discriminator_loss, generator_loss, lpips
 from mmgen_tokenizers.networks import discriminator
 from mmgen_tokenizers.pictures import grid, to_uint8, write_png
@@ -28,13 +29,15 @@ SHOWN = 8  # pictures of a preview
 
 
 class TokenizerTraining:
-    """params {"model"[, "discriminator"]}; extra {"usage", "candidates": latents that dead codes can restart from}."""
+    """params {"model"[, "discriminator"]}; extra {"usage"[, "scales": usage of each, "candidates": latents that dead codes can
+    restart from]}."""
 
     unit = ("pictures", 1)
 
     def __init__(self, experiment: Experiment):
         self.experiment, self.config, self.losses = experiment, experiment.task.model, experiment.task.losses
         self.family = family_of(self.config)[1]
+        self.scales = _scales(self.family.layout(self.config, self.config.image_size, self.config.image_size))
         self.dtype = compute_dtype(experiment.compute_dtype)
         self.source = open_source(experiment.data)
         self.held_out = open_source(experiment.validation) if experiment.validation else None
@@ -57,9 +60,15 @@ class TokenizerTraining:
             params["discriminator"] = discriminator.init(self.losses.discriminator, key_critic)
         quantizer = self.config.quantizer
         extra = {"usage": vq.start_usage(quantizer)}
+        if self.scales:
+            extra["scales"] = {name: vq.start_usage(quantizer) for name in self.scales}
         if self.experiment.task.revive_after is not None and "quantizer" in params["model"]:
             extra["candidates"] = jnp.zeros((quantizer.size, quantizer.dim))
         return params, extra
+
+    def start(self) -> Tree:
+        folder = self.experiment.task.start_from
+        return {} if folder is None else {"model": _weights_of(folder, self.config)}
 
     def gradients(self, params, extra, frozen, batch, key, step):
         images = to_float(batch["image"])
@@ -82,7 +91,13 @@ class TokenizerTraining:
         extra = {**extra, "usage": vq.update_usage(extra["usage"], forward.ids, groups)}
         if "candidates" in extra:
             extra["candidates"] = _some(forward.latents, self.config.quantizer.size)
-        return grads, extra, metrics | vq.usage_metrics(extra["usage"], groups)
+        metrics |= vq.usage_metrics(extra["usage"], groups)
+        if self.scales:
+            extra["scales"] = {
+                name: vq.update_usage(extra["scales"][name], forward.ids[:, part], groups) for name, part in self.scales.items()
+            }
+            metrics |= _scale_metrics(extra["scales"])
+        return grads, extra, metrics
 
     def _critic(self, params: Tree) -> Callable | None:
         if not self.losses.adversarial:
@@ -153,6 +168,44 @@ def _check(experiment: Experiment, example: dict) -> None:
         raise UserError("a tokenizer is trained on pictures, and these data are token shards")
     if data.size != task.model.image_size:
         raise UserError(f"data.size {data.size} is not task.model.image_size {task.model.image_size}: set both alike")
+
+
+def _scales(layout: mt.TokenLayout) -> dict[str, slice]:
+    """Where the ids of each scale stand, by its size; empty where there is one grid."""
+    ends = layout.prefixes
+    return {f"{h}x{w}": slice(end - h * w, end) for (h, w), end in zip(layout.scales, ends, strict=False)}
+
+
+def _scale_metrics(usages: Tree) -> dict[str, jax.Array]:
+    """ "usage/1x1", "perplexity/1x1" ...: a codebook collapses at the coarse scales first, which hold few of all the ids."""
+    return {f"{name}/{scale}": value for scale, usage in usages.items() for name, value in vq.usage_metrics(usage).items()}
+
+
+def _weights_of(folder: str, config: mt.VQGAN) -> Tree:
+    """The weights of a tokenizer with the same network, for the start. It may lack phi of a multi-scale quantizer.
+
+    Raises UserError that names what does not fit.
+    """
+    try:
+        tokenizer = mt.load(folder)
+    except UserError as error:
+        raise UserError(f"task.start_from: {error}") from error
+    there, here = _not_in_shapes(tokenizer.config), _not_in_shapes(config)
+    for name in here:
+        if there[name] != here[name]:
+            raise UserError(f"task.start_from {folder}: {name} is {there[name]} there, not {here[name]}: set task.model alike")
+    has, wants = (flatten(tree) for tree in (tokenizer.params, shapes(config)))
+    for name in sorted(has.keys() | wants.keys()):
+        sizes = [list(tree[name].shape) if name in tree else "nothing" for tree in (has, wants)]
+        if sizes[0] != sizes[1] and (name in has or not name.startswith("quantizer.phi.")):
+            raise UserError(f"task.start_from {folder}: {name} is {sizes[0]} there, task.model asks for {sizes[1]}")
+    return jax.device_get(tokenizer.params)
+
+
+def _not_in_shapes(config: mt.VQGAN) -> dict[str, object]:
+    """What weights mean beyond their names and shapes."""
+    whole = {name: getattr(config, name, None) for name in ("network", "range")}
+    return whole | {"quantizer.normalize": getattr(config.quantizer, "normalize", None)}
 
 
 def _decayed(model: Tree) -> Tree:

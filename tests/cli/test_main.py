@@ -1,9 +1,9 @@
 """The command line: quick help, and one clear line for every mistake."""
 
 import errno
+import os
 import subprocess
 import sys
-import time
 
 import pytest
 from mmgen_tokenizers.errors import UserError
@@ -29,9 +29,9 @@ def error(capsys, *arguments: str) -> str:
 
 def test_help_is_quick_and_imports_no_jax():
     code = "import sys; from mmgen.cli.main import main; main(['--help']); assert not {'jax', 'numpy'} & set(sys.modules)"
-    start = time.perf_counter()
+    before = os.times()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    seconds = time.perf_counter() - start
+    seconds = sum(os.times()[2:4]) - sum(before[2:4])  # of the processor: other tests run beside
     assert done.returncode == 0, done.stderr
     assert all(verb in done.stdout for verb in VERBS)
     assert seconds < 1  # 0.07 s on an idle machine
@@ -75,7 +75,7 @@ def test_without_a_verb_the_verbs_are_shown(capsys):
         (["sample", ".", "--temperature", "warm"], "argument --temperature: invalid float value: 'warm'"),
         (["sample"], "the following arguments are required: RUN"),
         (["sample", ".", "--prompt", "a", "--label", "1"], "not allowed with argument"),
-        (["tokenize", ".", "--out", "x"], "the following arguments are required: --data"),
+        (["tokenize", ".", "--out", "x"], "one of the arguments --data --llamagen-codes is required"),
         (["train", "nowhere/experiment.py"], "there is no nowhere/experiment.py"),
     ],
 )

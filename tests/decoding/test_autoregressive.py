@@ -12,8 +12,7 @@ from mmgen.decoding import autoregressive
 from mmgen.decoding.target import Filter, noise
 from mmgen.generator import Generator
 from mmgen.model import transformer
-from mmgen.model.config import BlockConfig, ClassCondition, GeneratorConfig, NextToken, TextCondition, TokenLayout
-from mmgen.model.inputs import INPUT_RULES, Shift
+from mmgen.model.config import BlockConfig, ClassCondition, GeneratorConfig, NextNeighbor, NextToken, TextCondition, TokenLayout
 
 
 def raster(**block) -> GeneratorConfig:
@@ -31,14 +30,9 @@ CONFIGS = {
     "sub-tokens": dataclasses.replace(raster(), layout=TokenLayout(height=3, width=4, codebook_size=5, groups=3)),
     "neighbor": plans.config("neighbor"),
     "scale": plans.config("scale"),
+    "scale-var": plans.config("scale", **plans.VAR, modulation="block"),
+    "scale-var-shared": plans.config("scale", **plans.VAR, modulation="shared"),
 }
-
-
-@pytest.fixture(autouse=True)
-def input_rules(monkeypatch):
-    """The throwaway plans say how they read their inputs."""
-    monkeypatch.setitem(INPUT_RULES, plans.Scales, plans.Pyramid)
-    monkeypatch.setitem(INPUT_RULES, plans.Diagonals, Shift)
 
 
 def generator(c: GeneratorConfig) -> Generator:
@@ -124,11 +118,11 @@ def test_few_sizes_are_compiled():
 def test_groups_of_nearly_equal_width_share_a_loop():
     widths = [s.width for s in autoregressive.schedule(transformer.build_plan(CONFIGS["raster"]))]
     assert widths == [1, 1]
-    plan = plans.Diagonals().build(TokenLayout(height=16, width=16, codebook_size=5), 1)
+    plan = NextNeighbor().build(TokenLayout(height=16, width=16, codebook_size=5), 1)
     segments = autoregressive.schedule(plan)
     computed = sum(s.width * (s.stop - s.start) for s in segments)
     assert computed <= autoregressive.MAX_PADDING * plan.slots and len(segments) < 14
-    assert [s.width for s in autoregressive.schedule(plans.Scales().build(CONFIGS["scale"].layout, 1))] == [1, 4, 9]
+    assert [s.width for s in autoregressive.schedule(transformer.build_plan(CONFIGS["scale"]))] == [1, 4, 9]
 
 
 def test_padding_of_a_prompt_changes_nothing():

@@ -1,6 +1,7 @@
 """LlamaGen's GPT: our numbers against those of its published code."""
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -40,14 +41,18 @@ def close(ours, theirs):
 def test_hidden_states_and_logits(fixture):
     _, io, gen, condition, raw = fixture
     close(gen.logits(io["idx"], **condition), io["train_logits"])
-    states = []
-    transformer.forward(gen.config, gen.params, raw | {"ids": io["idx"]}, collect=states)
-    close(states[-1], io["h_layer1"])
+    for depth in (1, 2):
+        states, part = [], replace(gen.config, depth=depth)
+        params = gen.params | {"blocks": jax.tree.map(lambda p: p[:depth], gen.params["blocks"])}  # noqa: B023
+        transformer.forward(part, params, raw | {"ids": io["idx"]}, collect=states)
+        close(states[-1], io[f"h_layer{depth - 1}"])
     ends = transformer.ends_of(gen.config, gen.params)
     plan = transformer.build_plan(gen.config)
     slots = transformer.slots_of(plan, PlanBatch())
     close(transformer.embed(ends, raw | {"ids": io["idx"]}, plan, slots), io["h_embed"])
     close(ends.heads["head0"].features(states[-1]), io["h_norm"])
+    if "eval_logits" in io:
+        close(gen.logits(io["idx"], **condition), io["eval_logits"][:, plan.combine_slot[:, 0]])
 
 
 def test_loss_and_gradients(fixture):

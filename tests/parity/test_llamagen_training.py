@@ -26,6 +26,9 @@ class FromCheckpoint(GeneratorTraining):
     def init(self, key):
         return self.params, {}
 
+    def start(self):
+        return {}
+
 
 def test_five_adamw_steps(parity, tmp_path):
     folder = parity("llamagen_gpt_c2i")

@@ -137,11 +137,11 @@ def test_configuration_is_read_off_the_weights(fixture):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"ch": 64}, "says ch is 64, the checkpoint says 32"),
-        ({"codebook_size": 512}, "says codebook_size is 512"),
-        ({"num_res_blocks": 3}, "says num_res_blocks is 3"),
-        ({"downsample": 8}, "says downsample is 8, the checkpoint says 16"),
-        ({"encoder_ch_mult": [1, 2], "decoder_ch_mult": [1, 1]}, "says encoder_ch_mult is"),
+        ({"ch": 64}, "has ch 64, but here it is 32"),
+        ({"codebook_size": 512}, "has codebook_size 512"),
+        ({"num_res_blocks": 3}, "has num_res_blocks 3"),
+        ({"downsample": 8}, "has downsample 8, but here it is 16"),
+        ({"encoder_ch_mult": [1, 2], "decoder_ch_mult": [1, 1]}, "has encoder_ch_mult "),
         ({"chmult": [1, 2]}, "Did you mean 'ch_mult'"),
     ],
 )

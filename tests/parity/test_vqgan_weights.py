@@ -39,8 +39,9 @@ def fixture(request, parity):
     return loaded(parity(request.param))
 
 
-def signed(config, pictures):
-    return pictures if config.range == "signed" else pictures * 2 - 1
+def signed(family, pictures):
+    """Their pictures in [-1, 1]: MaskGIT has [0, 1]."""
+    return pictures * 2 - 1 if family is maskgit else pictures
 
 
 def close(ours, theirs, tolerance=1e-4):
@@ -96,20 +97,20 @@ def _name(family):
 
 def test_pictures_to_ids_and_back(fixture):
     family, _, io, tok = fixture
-    ids = tok.encode(signed(tok.config, io["image"]))
+    ids = tok.encode(signed(family, io["image"]))
     np.testing.assert_array_equal(ids, io["ids"])
     close(tok.embed(ids).reshape(io["latents"].shape), io[QUANT[_name(family)]])
     both = tok.decode(np.concatenate([ids, io["rand_ids"]]))
-    want = signed(tok.config, np.concatenate([io["recon"], io["recon_rand"]]))
+    want = signed(family, np.concatenate([io["recon"], io["recon_rand"]]))
     close(both, want.clip(-1, 1))
     assert np.abs(want).max() > 1  # so that clamping is seen
 
 
 def test_training_pass_gives_unclamped_pictures_and_the_losses_of_the_quantizer(fixture):
-    _, _, io, tok = fixture
-    got = jax.jit(lambda p, x: vqgan.forward(tok.config, p, x))(tok.params, signed(tok.config, io["image"]))
+    family, _, io, tok = fixture
+    got = jax.jit(lambda p, x: vqgan.forward(tok.config, p, x))(tok.params, signed(family, io["image"]))
     close(got.latents, io["latents"])
-    close(got.reconstruction, signed(tok.config, io["recon"]))
+    close(got.reconstruction, signed(family, io["recon"]))
     np.testing.assert_array_equal(got.ids, io["ids"])
     want = next(io[name] for name in ("emb_loss", "quantizer_loss", "quant_loss") if name in io)
     np.testing.assert_allclose(sum(loss for name, loss in got.losses.items() if name != "entropy"), want, rtol=1e-5)
@@ -163,8 +164,8 @@ def ids_with(tok, image, network=None, quantizer=None, **changes):
 )
 def test_the_numbers_tell_each_switch(parity, name, changes):
     """Padding, normalisation, range, inner product instead of distance: turned the other way, ids come out otherwise."""
-    _, _, io, tok = loaded(parity(name))
-    image = signed(tok.config, io["image"])
+    family, _, io, tok = loaded(parity(name))
+    image = signed(family, io["image"])
     assert (ids_with(tok, image) == io["ids"]).all()
     assert (ids_with(tok, image, **changes) != io["ids"]).mean() > 0.02
 
@@ -210,8 +211,21 @@ def _state(family, parity):
     return read_checkpoint(parity(_name(family)) / "model.safetensors")
 
 
+def test_training_settings_of_a_conversion(parity):
+    """taming's legacy loss puts beta on the codebook, MaskGIT's port does likewise; IBQ's entropy is a switch."""
+
+    def weights(family, **config):
+        quantizer = family.configure({"resolution": 32} | config, _state(family, parity)).quantizer
+        return quantizer.codebook, quantizer.commitment, quantizer.entropy
+
+    assert weights(taming) == weights(maskgit) == (0.25, 1.0, 0.0)
+    assert weights(taming, beta=0.5, legacy=False) == (1.0, 0.5, 0.0)
+    assert weights(maskgit, commitment_cost=0.1) == (0.1, 1.0, 0.0)
+    assert weights(ibq) == (0.25, 1.0, 0.05) and weights(ibq, use_entropy_loss=False) == (0.25, 1.0, 0.0)
+
+
 def test_saved_and_loaded(fixture, tmp_path):
-    _, _, io, tok = fixture
+    _, _, _, tok = fixture
     tok.save(tmp_path / "tok")
     again = mt.load(tmp_path / "tok")
     assert again.config == tok.config and again.fingerprint == tok.fingerprint and again.source == tok.source
@@ -220,13 +234,13 @@ def test_saved_and_loaded(fixture, tmp_path):
 @pytest.mark.parametrize(
     "family, change, words",
     [
-        (taming, {"ch": 64}, "says ch is 64, the checkpoint says 32"),
-        (taming, {"ddconfig": {"attn_resolutions": [16]}}, r"says attn_resolutions is \[16\]"),
+        (taming, {"ch": 64}, "has ch 64, but here it is 32"),
+        (taming, {"ddconfig": {"attn_resolutions": [16]}}, r"has attn_resolutions \[16\], but here it is \{8\}"),
         (taming, {"ddconfig": {"n_embedd": 1}}, "Did you mean 'n_embed'"),
         (taming, {"remap": "used.npy"}, "unknown config key 'remap'"),
-        (maskgit, {"channel_mult": [1, 2, 2]}, "says channel_mult"),
-        (maskgit, {"num_embeddings": 1024}, "says num_embeddings is 1024, the checkpoint says 256"),
-        (ibq, {"l2_normalize": True}, "says l2_normalize is True"),
+        (maskgit, {"channel_mult": [1, 2, 2]}, "has channel_mult"),
+        (maskgit, {"num_embeddings": 1024}, "has num_embeddings 1024, but here it is 256"),
+        (ibq, {"batch_maximization_weight": 0.5}, "has batch_maximization_weight 0.5, but here it is 1.0"),
     ],
 )
 def test_a_wrong_config_is_refused(parity, family, change, words):

@@ -4,9 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.layout import TokenLayout
-from plans import Diagonals, Scales
+from mmgen_tokenizers.quantizers.multiscale import MultiScaleVQ
 
+from mmgen.plan.next_neighbor import NextNeighbor
+from mmgen.plan.next_scale import NextScale
 from mmgen.plan.next_token import NextToken
 from mmgen.plan.plan import COLUMN, NEVER, NOWHERE, POSITIONS, QUERY, ROW, GenerationPlan
 
@@ -29,6 +32,11 @@ def test_next_token_is_plain_causal(condition):
     assert (plan.combine_slot[:, 0] == condition - 1 + np.arange(16)).all()
 
 
+def test_next_token_wants_one_grid():
+    with pytest.raises(UserError, match="gives 1 x 1 . 2 x 2 = 5 ids of 7 codes: use one of a single scale"):
+        NextToken().build(TokenLayout("scales", 2, 2, 7, scales=((1, 1), (2, 2))), 1)
+
+
 def test_positions_of_the_condition():
     nowhere, diagonal = (NextToken(p).build(grid(3), 2).position for p in ("none", "diagonal"))
     assert (nowhere[:2, [ROW, COLUMN]] == NOWHERE).all() and nowhere[2:5, COLUMN].tolist() == [0, 1, 2]
@@ -38,8 +46,7 @@ def test_positions_of_the_condition():
 
 def test_diagonals_have_the_mask_of_nar():
     n = 8
-    plan = Diagonals().build(grid(n), 1)
-    raster = Diagonals().raster(grid(n))
+    plan = NextNeighbor().build(grid(n), 1)
     reference = np.tril(np.ones((1 + n * n, 1 + n * n), bool))
     image = reference[1:, 1:]
     image[:] = False
@@ -49,7 +56,7 @@ def test_diagonals_have_the_mask_of_nar():
         previous += current
         for i in current:
             image[i, previous] = True
-    order = np.concatenate([[0], 1 + raster])[: plan.slots]
+    order = np.concatenate([[0], 1 + plan.source[1:]])
     assert (rule(plan) == reference[np.ix_(order, order)]).all()
     assert plan.times == 2 * n - 1 and plan.heads == 2
     assert np.allclose(plan.combine_weight.sum(1), 1)
@@ -57,8 +64,8 @@ def test_diagonals_have_the_mask_of_nar():
 
 def test_scales_have_the_mask_of_var():
     sides = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
-    sites = sum(s * s for s in sides)
-    plan = Scales(sides).build(TokenLayout(height=1, width=sites, codebook_size=7), 1)
+    quantizer = MultiScaleVQ(size=7, scales=sides)
+    plan = NextScale(quantizer).build(TokenLayout("scales", 16, 16, 7, scales=quantizer.grids(16, 16)), 1)
     scale = np.repeat(np.arange(len(sides)), [s * s for s in sides])
     assert (rule(plan) == (scale[:, None] >= scale[None])).all() and not plan.causal and plan.times == 10
 

@@ -14,6 +14,7 @@ from mmgen_tokenizers import api
 from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.families import vqgan
 from mmgen_tokenizers.files import load_arrays, save_arrays, write_json
+from PIL import Image
 
 NET = mt.CNN(4, (1, 1), 1, 1, attention_levels=(), middle_blocks=1, middle_attention=False, latent=4, groups=2, stem=2)
 CONFIG = mt.VQGAN(NET, mt.VQ(size=32, dim=4), image_size=16)
@@ -88,6 +89,17 @@ def test_pictures_of_other_sizes(tok):
 def test_wrong_pictures_are_refused(tok, images, words):
     with pytest.raises(UserError, match=words):
         tok.encode(images)
+
+
+def test_pictures_of_pillow(tok):
+    arrays = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    images = [Image.fromarray(array) for array in arrays]
+    np.testing.assert_array_equal(tok.encode(images), tok.encode(arrays))
+    np.testing.assert_array_equal(tok.encode(images[0]), tok.encode(arrays[:1]))
+    clear = Image.new("LA", (16, 16), (0, 0))  # read as files are: transparency is white
+    np.testing.assert_array_equal(tok.encode(clear), tok.encode(np.full((1, 16, 16, 3), 255, np.uint8)))
+    with pytest.raises(UserError, match="16 x 16, 16 x 20: crop them"):
+        tok.encode([images[0], Image.new("RGB", (20, 16))])
 
 
 @pytest.mark.parametrize(

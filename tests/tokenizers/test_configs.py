@@ -5,8 +5,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Literal
 
+import mmgen_tokenizers as mt
 import pytest
-from mmgen_tokenizers.configs import from_json, to_json
+from mmgen_tokenizers.configs import changed, from_json, to_json
 from mmgen_tokenizers.errors import UserError
 
 
@@ -85,3 +86,10 @@ def test_errors_name_the_place_and_the_remedy(tree, message):
 def test_a_value_that_json_cannot_hold_is_the_programmers_mistake():
     with pytest.raises(TypeError, match="cannot hold a set"):
         to_json(dataclasses.replace(scene(), name={1}))
+
+
+def test_changed_fields():
+    config = mt.VQGAN(mt.CNN(channels=4, latent=4, groups=4), mt.VQ(size=32, dim=4), image_size=32)
+    network, quantizer = {"kind": "CNN", "channels": 4, "latent": 4, "groups": 4}, {"kind": "VQ", "size": 32, "dim": 4}
+    assert changed(config) == {"kind": "VQGAN", "network": network, "quantizer": quantizer, "image_size": 32}
+    assert changed(mt.CNN()) == {"kind": "CNN"}

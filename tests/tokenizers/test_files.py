@@ -3,6 +3,8 @@ import json
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import zipfile
 from collections import OrderedDict
 
@@ -351,3 +353,16 @@ def test_no_temporary_file_stays_behind(tmp_path):
     write_atomically(tmp_path / "a" / "b.txt", b"1")
     write_atomically(tmp_path / "a" / "b.txt", b"2")
     assert os.listdir(tmp_path / "a") == ["b.txt"] and (tmp_path / "a" / "b.txt").read_text() == "2"
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    command = [sys.executable, "-c", "import os; print(os.getpid())"]
+    dead = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    left, folder = tmp_path / f".x.json.{dead}.tmp", tmp_path / f".tok.{dead}.tmp"
+    left.write_text("half")
+    folder.mkdir()
+    alive = tmp_path / ".x.json.1.tmp"  # process 1 lives as long as the machine
+    alive.write_text("at work")
+    write_atomically(tmp_path / "x.json", b"{}")
+    assert not left.exists() and alive.exists() and folder.exists()
+    assert files.temporary_beside(tmp_path / "tok").name.startswith(".tok.") and not folder.exists()

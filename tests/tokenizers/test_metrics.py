@@ -1,6 +1,6 @@
 import jax.numpy as jnp
 import numpy as np
-from mmgen_tokenizers.metrics import psnr
+from mmgen_tokenizers.metrics import psnr, ssim
 
 
 def test_psnr_of_each_picture():
@@ -14,3 +14,25 @@ def test_psnr_of_uint8_steps_and_of_equal_pictures():
     a = jnp.zeros((1, 2, 2, 3))
     np.testing.assert_allclose(psnr(a, a + 1 / 127.5), 48.13, atol=0.01)  # one step of 255 everywhere
     np.testing.assert_allclose(psnr(a, a), 100, atol=1e-3)
+
+
+def test_ssim_equals_its_definition():
+    rng = np.random.default_rng(0)
+    a = rng.uniform(-1, 1, (2, 14, 13, 3))
+    b = np.clip(a + rng.normal(0, 0.3, a.shape), -1, 1)
+    tap = np.exp(-0.5 * ((np.arange(11) - 5) / 1.5) ** 2)
+    w = np.outer(tap, tap)[..., None] / tap.sum() ** 2
+
+    def one(x, y):
+        total = []
+        for i in range(4):
+            for j in range(3):
+                p, q = x[i : i + 11, j : j + 11], y[i : i + 11, j : j + 11]
+                p0, q0 = (w * p).sum((0, 1)), (w * q).sum((0, 1))
+                cov = (w * (p - p0) * (q - q0)).sum((0, 1))
+                spread = (w * (p - p0) ** 2).sum((0, 1)) + (w * (q - q0) ** 2).sum((0, 1))
+                total.append((2 * p0 * q0 + 4e-4) * (2 * cov + 36e-4) / ((p0**2 + q0**2 + 4e-4) * (spread + 36e-4)))
+        return np.mean(total)
+
+    np.testing.assert_allclose(ssim(a.astype("f4"), b.astype("f4")), [one(x, y) for x, y in zip(a, b, strict=True)], rtol=1e-4)
+    np.testing.assert_allclose(ssim(a, a), 1, atol=1e-5)

@@ -29,6 +29,12 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
+def test_layout_with_scales_survives(tmp_path):
+    layout = TokenLayout("scales", 2, 2, 1000, scales=((1, 1), (2, 2)))
+    write(tmp_path / "s", some_ids(2, 1, layout), layout)
+    assert ShardReader(tmp_path / "s").layout == layout and ShardReader(tmp_path / "s")[1]["ids"].shape == (1, 5)
+
+
 @pytest.mark.parametrize("where", [None, "ram", "disk"])
 def test_read_what_was_written(tmp_path, cache, where):
     ids = some_ids()

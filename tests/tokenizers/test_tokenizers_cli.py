@@ -8,7 +8,7 @@ from mmgen_tokenizers import cli
 from mmgen_tokenizers.families import vqgan
 from mmgen_tokenizers.files import save_arrays, unflatten
 from mmgen_tokenizers.pictures import read_picture, write_png
-from mmgen_tokenizers.pretrained import export
+from mmgen_tokenizers.pretrained import PUBLISHED, export
 
 NET = mt.CNN(4, (1, 1), 1, 2, attention_levels=(1,), latent=4, groups=2)
 CONFIG = mt.VQGAN(NET, mt.VQ(size=32, dim=4), image_size=8)
@@ -53,19 +53,19 @@ def test_encode_at_another_size(folder):
     assert read_picture(out / "00000_a.png").shape == (12, 12, 3)
 
 
-def test_reconstruct_draws_pairs_and_says_psnr(folder, capsys):
+def test_reconstruct_draws_what_is_lost_and_says_psnr(folder, capsys):
     grid = folder / "grid.png"
     assert (
         run("reconstruct", folder / "pictures/b.png", folder / "pictures/a.png", "--tokenizer", folder / "tok", "--out", grid)
         == 0
     )
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 and lines[0].endswith("b.png") and "dB  mean of 2" in lines[2]
+    assert len(lines) == 3 and lines[0].endswith("b.png") and "mean of 2" in lines[2]
     drawn = read_picture(grid)
-    assert drawn.shape == (8, 4 * 8 + 3 * 2, 3)
+    assert drawn.shape == (8 + 14, 2 * 3 * 8 + 2, 3)
     original = read_picture(folder / "pictures/b.png")
-    np.testing.assert_array_equal(drawn[:, :8], original)
-    again = drawn[:, 10:18].astype(float)
+    np.testing.assert_array_equal(drawn[:8, :8], original)
+    again = drawn[:8, 8:16].astype(float)
     assert float(lines[0].split()[0]) == pytest.approx(10 * np.log10(255**2 / ((again - original) ** 2).mean()), abs=0.05)
 
 
@@ -85,7 +85,10 @@ def test_convert_and_info(folder, capsys):
 def test_list_names_families_and_how_they_were_verified(capsys):
     assert run("list") == 0
     text = capsys.readouterr().out
-    assert "llamagen-vq" in text and "VQ-8" in text and "verified" in text
+    assert "llamagen-vq" in text and "verified" in text
+    lines = {line.split()[0]: line.split()[1:] for line in text.splitlines()[3:]}
+    assert lines.keys() == PUBLISHED.keys()
+    assert lines["IBQ-1024"][:5] == ["ibq", "Apache-2.0", "256", "1024", "2.24"] and "-" in lines["chameleon"]
 
 
 @pytest.mark.parametrize("verb", [*cli.VERBS, None])

@@ -1,5 +1,7 @@
 """The vector quantizer against direct evaluations in NumPy (float64)."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,11 +139,11 @@ def test_a_large_codebook_is_searched_in_pieces(monkeypatch):
     def search():
         return jax.jit(lambda p, z: vq.nearest(PLAIN, p, z))
 
-    whole, matrix = search()(params, latents), "40x11xf32"
-    assert matrix in search().lower(params, latents).as_text()
+    whole, matrix = search()(params, latents), re.compile("40x(1x)?11xf32")
+    assert matrix.search(search().lower(params, latents).as_text())
     monkeypatch.setattr(vq, "AFFINITIES", 7 * PLAIN.size)  # 40 positions: five pieces of 7 and a rest
     np.testing.assert_array_equal(search()(params, latents), whole)
-    assert matrix not in search().lower(params, latents).as_text()
+    assert not matrix.search(search().lower(params, latents).as_text())
 
 
 def test_zero_latent_has_a_finite_gradient():

@@ -27,6 +27,9 @@ class Regression:
     def init(self, key):
         return {"dense": {"kernel": jax.random.normal(key, (8, 4)), "bias": jnp.zeros(4)}}, {"seen": jnp.zeros((), jnp.int32)}
 
+    def start(self):
+        return {}
+
     def optimizer(self, experiment):
         return adamw(experiment.optimizer, experiment.steps, has_matrix_axes)
 
@@ -79,7 +82,12 @@ def validation():
 
 def experiment(**fields) -> Experiment:
     defaults = dict(
-        steps=20, batch=16, every_log=1, every_validate=10, every_preview=0, every_checkpoint=5,
+        steps=20,
+        batch=16,
+        every_log=1,
+        every_validate=10,
+        every_preview=0,
+        every_checkpoint=5,
         optimizer=Optimizer(schedule=Schedule("constant", peak=0.2), weight_decay=0.01),
     )
     return Experiment(task=TokenizerTask(), data=Data(), **{**defaults, **fields})

@@ -127,12 +127,12 @@ def test_what_does_not_fit_is_refused(shards, tokenizer_folder, tmp_path):
     for chosen, words in (
         (generator_experiment(SHAPES, TEXT), "pictures need a tokenizer"),
         (generator_experiment(SHAPES, TEXT, str(tmp_path / "nowhere")), "task.tokenizer"),
-        (generator_experiment(SHAPES, ClassCondition(3), str(tokenizer_folder)), "the data have none"),
-        (generator_experiment(shards, TEXT), "no captions"),
+        (generator_experiment(SHAPES, ClassCondition(3), str(tokenizer_folder)), "have none"),
+        (generator_experiment(shards, TEXT), "have no captions"),
         (generator_experiment(shards, FeatureCondition()), "not trained"),
-        (generator_experiment(other), "gives 4 x 4 ids of 32 codes, the model expects 2 x 2"),
+        (generator_experiment(other), "gives 4 x 4 = 16 ids of 32 codes, the model expects 2 x 2"),
         (generator_experiment(shards, tokenizer=str(tokenizer_folder)), "made by tokenizer somebody"),
-        (generator_experiment(Data(Shapes(count=4), size=64), TEXT, str(tokenizer_folder)), "gives 4 x 4 ids"),
+        (generator_experiment(Data(Shapes(count=4), size=64), TEXT, str(tokenizer_folder)), "gives 4 x 4 = 16 ids"),
     ):
         with pytest.raises(UserError, match=words):
             mmgen.train(chosen, tmp_path / "run")

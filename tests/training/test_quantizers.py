@@ -53,7 +53,7 @@ def test_a_generator_predicts_the_groups_of_bits(tmp_path):
     tokenizer.save(tmp_path / "tok")
     model = GeneratorConfig(
         layout=tokenizer.layout,
-        condition=TextCondition(vocabulary=64, length=8),
+        condition=TextCondition(vocabulary=64, length=64),
         block=BlockConfig(width=8, heads=1, mlp=8),
         depth=1,
     )

@@ -5,8 +5,8 @@ import functools
 import hashlib
 import json
 import math
-import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,16 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Int8, UInt8
+from PIL import Image
 
-from .configs import from_json, to_json
+from .configs import changed, from_json, to_json
 from .errors import UserError, nearest
 from .families import flexible, multiscale, titok, vqgan
 from .families.flexible import Flexible
 from .families.multiscale import MultiScale
 from .families.titok import TiTok
 from .families.vqgan import VQGAN
-from .files import flatten, load_arrays, read_json, save_arrays, unflatten, write_json
+from .files import flatten, load_arrays, read_json, save_arrays, temporary_beside, unflatten, write_json
 from .layout import TokenLayout
+from .pictures import stack
 from .quantizers.binary import LFQ, ids_to_bits
 
 FORMAT = 1  # of the saved folder
@@ -36,7 +38,7 @@ FAMILIES = {  # name in config.json -> configuration, functions
 }
 PIXELS = 2**20  # a chunk of a large batch: 16 pictures of 256 x 256
 
-Images = UInt8[np.ndarray, "B H W 3"] | Float[np.ndarray, "B H W 3"]
+Images = UInt8[np.ndarray, "B H W 3"] | Float[np.ndarray, "B H W 3"] | Image.Image | Sequence[Image.Image]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -109,7 +111,7 @@ class Tokenizer:
 
     def encode(self, images: Images) -> Int[np.ndarray, "B N *G"]:
         """Pictures, uint8 or float32 in [-1, 1], of any batch size -> ids int32 in the order of the layout; with a last axis G
-        where it has groups."""
+        where it has groups. numpy and jax arrays, or Pillow's pictures (one, or a list of one size)."""
         images = _checked_images(images)
         self.layout_for(*images.shape[1:3])
         encode = functools.partial(_encode, self._functions, self.config, self.dtype, self.params)
@@ -189,7 +191,7 @@ class Tokenizer:
         if folder.exists():
             return self._write(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        part = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        part = temporary_beside(folder)
         try:
             self._write(part)
             part.rename(folder)
@@ -209,8 +211,11 @@ class Tokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the configuration and weights: token shards say by it which tokenizer made them."""
-        digest = hashlib.sha256(json.dumps(to_json(self.config), sort_keys=True).encode())
+        """16 hexadecimal digits of the configuration and weights: token shards say by it which tokenizer made them.
+
+        Settings that have their defaults do not count, so that a later version with more settings gives the same digits.
+        """
+        digest = hashlib.sha256(json.dumps(changed(self.config), sort_keys=True).encode())
         for name, value in sorted(flatten(self.params).items()):
             array = np.ascontiguousarray(value, dtype=np.float32)
             digest.update(f"{name} {array.shape}".encode())
@@ -220,7 +225,8 @@ class Tokenizer:
 
 def _checked_images(images: Images) -> Images:
     """float32 or uint8 [B, H, W, 3], or UserError."""
-    images = np.asarray(images)
+    first = images[0] if isinstance(images, list | tuple) and images else images
+    images = stack(images) if isinstance(first, Image.Image) else np.asarray(images)
     if images.ndim != 4 or images.shape[-1] != 3 or not len(images):
         raise UserError(f"expected pictures [B, H, W, 3] with 3 channels last, got {list(images.shape)}")
     if images.dtype == np.uint8:

@@ -148,29 +148,32 @@ def _layout_of(tokenizer: Any, height: int, width: int) -> Any:
 
 
 def reconstruct(args: argparse.Namespace) -> None:
-    """Show what is lost: each picture beside its reconstruction in one PNG, with PSNR in dB.
+    """Show what is lost: each picture, its reconstruction and four times their difference, with PSNR and SSIM under them.
 
     example:
       mmgen-tokenizers reconstruct photo.jpg emoji/ --tokenizer models/vq16 --out grid.png
     """
     from .api import load
-    from .metrics import psnr
-    from .pictures import grid, to_float, write_png
+    from .metrics import psnr, ssim
+    from .pictures import grid, to_float, to_uint8, with_caption, write_png
 
     tokenizer = load(args.tokenizer)
     size = args.size or tokenizer.config.image_size
     layout = tokenizer.layout_for(size, size)
-    pairs, decibels = [], []
+    cards, scores = [], []
     for names, pictures in _batches(_picture_files(args.pictures), size, args.batch):
         again = tokenizer.decode(tokenizer.encode(pictures), layout)
-        scores = np.asarray(psnr(to_float(pictures), again))
-        for name, before, after, score in zip(names, pictures, again, scores, strict=True):
-            print(f"{score:6.2f} dB  {name}")
-            pairs += [to_float(before), after]
-        decibels += scores.tolist()
-    pairs_a_row = max(1, min(len(decibels), 1024 // (2 * size), 4))
-    write_png(args.out, grid(np.stack(pairs), 2 * pairs_a_row), {"psnr": f"{np.mean(decibels):.2f}"})
-    print(f"{np.mean(decibels):6.2f} dB  mean of {len(decibels)}; wrote {args.out}")
+        before = to_float(pictures)
+        difference = np.minimum(4 * np.abs(before - again) - 1, 1)
+        found = np.stack([psnr(before, again), ssim(before, again)], 1)
+        for name, *three, (decibels, likeness) in zip(names, before, again, difference, found, strict=True):
+            print(f"{decibels:6.2f} dB  {likeness:.3f}  {name}")
+            cards.append(with_caption(to_uint8(np.concatenate(three, axis=1)), f"{decibels:.1f} dB {likeness:.3f}"))
+        scores += found.tolist()
+    mean = np.mean(scores, 0)
+    columns = max(1, min(len(cards), 1024 // (3 * size), 4))
+    write_png(args.out, grid(np.stack(cards), columns), {"psnr": f"{mean[0]:.2f}", "ssim": f"{mean[1]:.4f}"})
+    print(f"{mean[0]:6.2f} dB  SSIM {mean[1]:.3f}  mean of {len(cards)}; wrote {args.out}")
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -229,10 +232,11 @@ def list_families(args: argparse.Namespace) -> None:
     from .pretrained import FAMILIES, PUBLISHED
 
     print(f"families of `convert`: {', '.join(FAMILIES)}\n")
-    print(f"{'weights':<18}{'family':<17}{'licence':<15}{'ids at 256 px':>13}{'codes':>8}{'rFID':>6}  verified by")
+    width = max(map(len, PUBLISHED)) + 2
+    print(f"{'weights':<{width}}{'family':<17}{'licence':<15}{'ids at 256 px':>13}{'codes':>8}{'rFID':>6}  verified by")
     for name, (family, licence, ids, codes, fid, verified) in PUBLISHED.items():
         published = "-" if fid is None else f"{fid:.2f}"
-        print(f"{name:<18}{family:<17}{licence:<15}{ids:>13}{codes:>8}{published:>6}  {verified}")
+        print(f"{name:<{width}}{family:<17}{licence:<15}{ids:>13}{codes:>8}{published:>6}  {verified}")
 
 
 def _save_npz(path: str, arrays: dict[str, Any]) -> None:

@@ -161,3 +161,14 @@ def _scalar_from_json(hint: Any, value: Any, where: str) -> Any:
     if hint is None or hint is Any:
         return value
     raise UserError(f"{_at(where)}expected {describe(hint)}, found {value!r}")
+
+
+def changed(config: Any) -> dict[str, Any]:
+    """Names and values of the fields that differ from their defaults, nested like the configuration."""
+    found: dict[str, Any] = {"kind": type(config).__name__}
+    for field in dataclasses.fields(config):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        value = getattr(config, field.name)
+        if value != default:
+            found[field.name] = changed(value) if dataclasses.is_dataclass(value) else value
+    return found

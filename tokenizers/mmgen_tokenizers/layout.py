@@ -35,4 +35,5 @@ class TokenLayout:
     def __str__(self) -> str:
         grids = self.scales or ((self.height, self.width),)
         shown = [f"{height} x {width}" for height, width in grids]
-        return f"{' + '.join(shown)} = {self.sites} ids of {self.codebook_size} codes"
+        groups = f" x {self.groups}" if self.groups > 1 else ""
+        return f"{' + '.join(shown)} = {self.sites}{groups} ids of {self.codebook_size} codes"

@@ -1,13 +1,13 @@
 """Pictures: files of every kind -> uint8 [H, W, 3], squares for training, grids and PNG files of results."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 
 from .errors import UserError
 from .files import write_atomically
@@ -118,6 +118,17 @@ def as_rgb(array: np.ndarray) -> Picture:
     return _rgb(Image.fromarray(array))
 
 
+def stack(images: Image.Image | Sequence[Image.Image]) -> UInt8[np.ndarray, "B H W 3"]:
+    """Pillow's pictures, read as files are (see `read_picture`); of one size, or `UserError`."""
+    images = [images] if isinstance(images, Image.Image) else images
+    pictures = [_rgb(_upright(image)) for image in images]
+    sizes = {picture.shape[:2] for picture in pictures}
+    if len(sizes) > 1:
+        shown = ", ".join(f"{height} x {width}" for height, width in sorted(sizes)[:4])
+        raise UserError(f"pictures of one batch must have one size, these have {shown}: crop them, or encode them one by one")
+    return np.stack(pictures)
+
+
 def is_picture(path: str | Path) -> bool:
     """Whether the file begins like a picture of a known format. It may still be damaged."""
     try:
@@ -211,6 +222,13 @@ def grid(pictures: Float[np.ndarray, "B H W 3"], columns: int, gap: int = 2) -> 
         top, left = i // columns * (height + gap), i % columns * (width + gap)
         page[top : top + height, left : left + width] = picture
     return page
+
+
+def with_caption(picture: Picture, text: str, height: int = 14) -> Picture:
+    """The picture with a line of text under it."""
+    strip = Image.new("RGB", (picture.shape[1], height), "white")
+    ImageDraw.Draw(strip).text((1, 1), text, fill="black")
+    return np.concatenate([picture, np.asarray(strip)])
 
 
 def png_bytes(picture: Picture, text: Mapping[str, str] | None = None) -> bytes:

@@ -5,16 +5,18 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError, nearest
 from ..files import save_arrays, unflatten
-from . import bsq_vit, chameleon, ibq, llamagen, maskgit, taming, titok
+from . import bsq_vit, chameleon, ibq, llamagen, maskbit, maskgit, open_magvit2, taming, titok, var
 
 if TYPE_CHECKING:
     from ..api import Tokenizer
 
-FAMILIES = {family.FAMILY: family for family in (llamagen, taming, chameleon, maskgit, ibq, titok, bsq_vit)}
+_ALL = (llamagen, taming, chameleon, maskgit, ibq, open_magvit2, maskbit, var, titok, bsq_vit)
+FAMILIES = {family.FAMILY: family for family in _ALL}
 FORMATS = {"llamagen": llamagen}
 
 _SHAPES = "names and shapes at full size"
 _NUMBERS = f"numbers of the reference code on a small model; {_SHAPES}"
+_MASKBIT = "numbers of the reference code on a small model of 10 bits"
 
 # name: (family, licence, ids of a 256 x 256 picture, codes, rFID as published or None, how the conversion was verified)
 PUBLISHED = {
@@ -28,6 +30,15 @@ PUBLISHED = {
     "IBQ-8192": ("ibq", "Apache-2.0", 256, 8192, 1.87, "differs from IBQ-1024 in the number of codes only"),
     "IBQ-16384": ("ibq", "Apache-2.0", 256, 16384, 1.37, _NUMBERS),
     "IBQ-262144": ("ibq", "Apache-2.0", 256, 262144, 1.00, _NUMBERS),
+    "Open-MAGVIT2-256": ("open-magvit2", "Apache-2.0", 256, 2**18, 1.17, _NUMBERS),
+    "Open-MAGVIT2-128": ("open-magvit2", "Apache-2.0", 1024, 2**18, 0.34, f"{_SHAPES}; same code as Open-MAGVIT2-256"),
+    "Open-MAGVIT2-16384-pretrain": ("open-magvit2", "Apache-2.0", 256, 2**14, 2.55, f"{_SHAPES}; same code"),
+    "MaskBit-10bit": ("maskbit", "Apache-2.0", 256, 2**10, 1.76, _MASKBIT),
+    "MaskBit-12bit": ("maskbit", "Apache-2.0", 256, 2**12, 1.52, _MASKBIT),
+    "MaskBit-14bit": ("maskbit", "Apache-2.0", 256, 2**14, 1.37, _MASKBIT),
+    "MaskBit-16bit": ("maskbit", "Apache-2.0", 256, 2**16, 1.29, _MASKBIT),
+    "MaskBit-18bit": ("maskbit", "Apache-2.0", 256, 2**18, 1.16, _MASKBIT),
+    "VAR": ("var-vqvae", "MIT", 680, 4096, 0.90, _NUMBERS),
     "BSQ-ViT-18": ("bsq-vit", "MIT", 1024, 2**18, 1.34, _NUMBERS),
     "BSQ-ViT-36": ("bsq-vit", "MIT", 2048, 2**18, 0.41, _NUMBERS),
     "TiTok-L-32": ("titok", "Apache-2.0", 32, 4096, 2.21, _NUMBERS),

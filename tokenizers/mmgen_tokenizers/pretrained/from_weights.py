@@ -37,12 +37,12 @@ def settings(
 
 
 def agree(family: str, given: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Raises UserError where the settings claim something else than the checkpoint shows. A set in `found` has no order."""
+    """Raises UserError where the settings claim something else than was found. A set in `found` has no order."""
     for key, shown in found.items():
         claim = given.get(key, shown)
         claim = type(shown)(claim) if isinstance(claim, list | tuple) and isinstance(shown, tuple | set) else claim
         if claim != shown:
-            raise UserError(f"{family}: the config says {key} is {given[key]}, the checkpoint says {shown}: leave it out")
+            raise UserError(f"{family}: the config has {key} {given[key]}, but here it is {shown}: leave it out")
 
 
 def parameters(family: str, state: State, table: list[Row], needed: Iterable[str]) -> dict[str, np.ndarray]:

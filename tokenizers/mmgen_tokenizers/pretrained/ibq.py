@@ -7,8 +7,8 @@ the reference does in its evaluation.
   resolution (256)
   beta (0.25), use_entropy_loss (true), entropy_loss_weight (0.05), entropy_temperature (0.01)   used if training goes on
   taming's keys of the network and codebook   must be what the weights show
-  cosine_similarity, l2_normalize (false), sample_minimization_weight, batch_maximization_weight (1)   cannot be others
-Ignored: lossconfig (whose entropy_loss_weight is the one above) and the settings of the optimizer.
+  sample_minimization_weight, batch_maximization_weight   must be 1
+Ignored: lossconfig (whose entropy_loss_weight is the one above), cosine_similarity, l2_normalize (as there), the optimizer's.
 """
 
 from collections.abc import Mapping
@@ -35,9 +35,10 @@ PRESETS = {
     for size in (1024, 8192, 16384, 262144)
 }
 DEFAULTS = {"resolution": 256, "beta": 0.25, "use_entropy_loss": True, "entropy_loss_weight": 0.05, "entropy_temperature": 0.01}
-FIXED = {"cosine_similarity": False, "l2_normalize": False, "sample_minimization_weight": 1.0, "batch_maximization_weight": 1.0}
+FIXED = {"sample_minimization_weight": 1.0, "batch_maximization_weight": 1.0}
 IGNORED = (*taming.IGNORED, "learning_rate", "use_ema", "resume_lr", "lr_drop_epoch", "lr_drop_rate", "warmup_epochs",
-           "scheduler_type", "min_learning_rate", "gradient_clip_val", "stage")  # fmt: skip
+           "scheduler_type", "min_learning_rate", "gradient_clip_val", "stage", "cosine_similarity",
+           "l2_normalize")  # fmt: skip
 
 
 def configure(config: Mapping[str, Any] | None, state: State) -> VQGAN:

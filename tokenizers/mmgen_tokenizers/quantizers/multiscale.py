@@ -40,6 +40,8 @@ class MultiScaleVQ(VQ):
             raise UserError(f"scales must grow from 1 or more, they are {list(self.scales)}")
         if self.residual and self.normalize:
             raise UserError("what scales leave over shrinks, codes of length 1 cannot: set normalize=False or residual=False")
+        if self.residual and self.backpropagation == "index":
+            raise UserError("the sum of all scales goes straight to the latents: residual scales need backpropagation='latent'")
         if self.phis and not self.residual:
             raise UserError("phi smooths the terms of a sum: with residual=False set phis=0")
 
