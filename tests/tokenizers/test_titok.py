@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import mmgen_tokenizers as mt
 import numpy as np
 import pytest
+from mmgen_tokenizers import cli
 from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.families import titok, vqgan
 from mmgen_tokenizers.files import flatten
+from mmgen_tokenizers.pictures import read_picture, write_png
 
 TRUNK = mt.Trunk(width=16, layers=1, heads=2)
 TINY = mt.TiTok(TRUNK, mt.Trunk(8, 1, 1), mt.VQ(size=32, dim=4), tokens=5, image_size=16, patch=8)
@@ -78,6 +80,19 @@ def test_layout_and_sizes():
             tok.encode(images)
     with pytest.raises(UserError, match="4 ids a picture, but the layout is 1 x 5 = 5 ids"):  # 4 is no 2 x 2 grid, nor a prefix
         tok.decode(np.zeros((1, 4), np.int32))
+
+
+def test_commands_take_a_sequence_of_ids(tmp_path):
+    """The layout of one row: its width is no width of pictures."""
+    tok = mt.Tokenizer(TINY, titok.init(TINY, jax.random.key(0)))
+    tok.save(tmp_path / "tok")
+    write_png(tmp_path / "a.png", np.full((20, 30, 3), 200, np.uint8))
+    common = ["--tokenizer", str(tmp_path / "tok"), "--out"]
+    assert cli.main(["encode", str(tmp_path / "a.png"), *common, str(tmp_path / "codes.npz")]) == 0
+    assert cli.main(["decode", str(tmp_path / "codes.npz"), *common, str(tmp_path / "out")]) == 0
+    with np.load(tmp_path / "codes.npz") as codes:
+        want = tok.decode(codes["ids"])[0]
+    np.testing.assert_allclose(read_picture(tmp_path / "out" / "00000_a.png") / 127.5 - 1, want, atol=1 / 255 + 1e-6)
 
 
 @pytest.mark.parametrize(

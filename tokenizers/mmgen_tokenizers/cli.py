@@ -130,14 +130,21 @@ def decode(args: argparse.Namespace) -> None:
         )
     layout = None
     if "height" in codes and "width" in codes:
-        factor = tokenizer.config.network.factor
-        layout = tokenizer.layout_for(int(codes["height"]) * factor, int(codes["width"]) * factor)
+        layout = _layout_of(tokenizer, int(codes["height"]), int(codes["width"]))
     ids = codes["ids"]
     stems = [Path(str(name)).stem for name in codes["names"]] if "names" in codes else [""] * len(ids)
     for start in range(0, len(ids), args.batch):
         for i, picture in enumerate(tokenizer.decode(ids[start : start + args.batch], layout), start):
             write_png(Path(args.out) / f"{i:05d}{'_' if stems[i] else ''}{stems[i]}.png", picture)
     print(f"wrote {len(ids)} pictures to {args.out}")
+
+
+def _layout_of(tokenizer: Any, height: int, width: int) -> Any:
+    """The layout that has so many rows and columns of ids."""
+    here = tokenizer.layout
+    factor = tokenizer.config.image_size // here.height
+    same = (height, width) == (here.height, here.width)
+    return here if same else tokenizer.layout_for(height * factor, width * factor)
 
 
 def reconstruct(args: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ from ..networks import layers
 from ..networks.layers import Conv, Draws
 from ..networks.vit import TokenDecoder, TokenEncoder, Trunk, check_patches, check_size
 from ..quantizers import Quantizer, functions
-from ..quantizers.vq import VQ
+from ..quantizers.fsq import FSQ
 from .titok import PixelHead, of_kernel
 from .vqgan import Forward
 
@@ -33,7 +33,9 @@ Params = dict[str, Any]
 class Flexible:
     encoder: Trunk = Trunk()
     decoder: Trunk = Trunk()
-    quantizer: Quantizer = VQ(size=4096, dim=12)
+    quantizer: Quantizer = (
+        FSQ()
+    )  # FlexTok's; the codes of a small VQ go to telling tokens apart, which the decoder can do itself
     tokens: int = 256  # ids a picture at most
     image_size: int = 256  # pixels a side; no other, for positions are learned
     patch: int = 16
