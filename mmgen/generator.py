@@ -21,14 +21,15 @@ from mmgen_tokenizers.configs import from_json, to_json
 from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.files import load_arrays, read_json, save_arrays, write_json
 
-from mmgen.decoding.autoregressive import Autoregressive, Settings, decode_params
+from mmgen.decoding.autoregressive import Autoregressive, Request, Settings, decode_params
+from mmgen.decoding.choice import Choice, auto_window
+from mmgen.decoding.jacobi import INITS, Init, Jacobi, Start
+from mmgen.decoding.speculative import Speculative
 from mmgen.decoding.target import Filter, resolve
 from mmgen.model import transformer
 from mmgen.model.config import ClassCondition, FeatureCondition, GeneratorConfig, Sampling, TextCondition
-from mmgen.model.kv_cache import bytes_per_row
 
 FORMAT = 1  # of config.json
-DECODERS = ("autoregressive",)
 ROWS = 256  # pictures decoded at once, at most
 
 
@@ -37,7 +38,7 @@ class Output(NamedTuple):
 
     tokens: Int[np.ndarray, "b n ..."]
     images: Float[np.ndarray, "b h w 3"] | None  # in [-1, 1]; None without a tokenizer
-    forwards: int  # of the transformer, one picture's worth
+    forwards: int  # of the transformer, until the last picture of a batch was done
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Generator:
         self.sampling, self.labels, self.weights = sampling, tuple(labels) if labels else None, weights
         self.dtype = jnp.dtype(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
         self._decoder = Autoregressive(config, self.dtype)
+        self._decoders: dict = {}
         self._programs: dict = {}
 
     @property
@@ -133,70 +135,133 @@ class Generator:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        decoder: str = "autoregressive",
+        decoder: Literal["autoregressive", "jacobi", "speculative"] = "autoregressive",
+        window: int | Literal["auto"] | None = None,
+        init: Init | Int[np.ndarray, "b n ..."] | None = None,
+        coupling: Literal["gumbel", "maximal"] | None = None,
+        draft: "Generator | None" = None,
     ) -> Output:
         """Draw `num` pictures (1) for each label, prompt or row of features.
 
         The same (seed, sample index) gives the same picture in any batch (in float32); indices count from `first_index`, so
         that a job can be continued. None: the settings recommended with the weights. Guidance g is uncond + g (cond - uncond)
         (arXiv 2207.12598); an array gives one factor per decode step; `guidance_schedule` "constant", "linear" or
-        ("power_cosine", p) spreads one number over the steps. Raises UserError for what does not fit the model.
+        ("power_cosine", p) spreads one number over the steps.
+
+        `decoder` "jacobi" computes `window` sites a forward ("auto": as many as cost this device nothing), beginning from
+        `init`: copies of the "left" or "upper" neighbor, a draw from the last "law" or from all tokens ("uniform"), or tokens
+        [B, N] that may be near; "speculative" lets the generator `draft` guess them. Both give the tokens of
+        "autoregressive" (in float32) in fewer forwards; with `coupling` "maximal" other tokens of the same distribution, in
+        fewer still. Raises UserError for what does not fit the model.
         """
-        if decoder not in DECODERS:
-            raise UserError(f"decoder {decoder!r} is not one of {', '.join(DECODERS)}.{nearest(decoder, DECODERS)}")
-        batch = self._condition(labels, prompts, features, features_mask)
+        choice = Choice(decoder, window, init, coupling, draft)
+        models = (self,) if draft is None else (self, self._checked(draft))
         if (num := 1 if num is None else num) < 1:
             raise UserError(f"num {num} must be at least 1")
-        batch = {name: np.repeat(value, num, axis=0) for name, value in batch.items()}
-        plan = self._decoder.plan
+        batches = [model._condition(labels, prompts, features, features_mask) for model in models]
+        batches = [{name: np.repeat(value, num, axis=0) for name, value in batch.items()} for batch in batches]
         which, settings = resolve(
-            self.sampling, plan.times, self.config.layout.codebook_size,
+            self.sampling, self._decoder.plan.times, self.config.layout.codebook_size,
             guidance=guidance, guidance_schedule=guidance_schedule, temperature=temperature, top_k=top_k, top_p=top_p,
         )  # fmt: skip
-        key = jax.random.key(seed, impl="threefry2x32")
-        tokens = np.concatenate(
-            [self._chunk(piece, index, key, settings, which) for piece, index in self._chunks(batch, first_index)]
-        )
+        machine = self._machine(choice, _rows(batches[0]), which)
+        fixed = (jax.random.key(seed, impl="threefry2x32"), Settings(**settings), which)
+        pieces = [
+            self._piece(machine, models, batches, choice.init, fill, first_index, *fixed)
+            for fill in self._pieces(machine, _rows(batches[0]))
+        ]
+        tokens = np.concatenate([tokens for tokens, _ in pieces])
         images = None if self.tokenizer is None else np.asarray(self.tokenizer.decode(tokens, self.config.layout))
-        return Output(tokens, images, plan.times)
+        return Output(tokens, images, max(forwards for _, forwards in pieces))
 
-    def _chunks(self, batch: dict, first_index: int) -> Iterator[tuple[dict, np.ndarray]]:
-        """Pieces that fit in memory."""
-        rows, most = _rows(batch), self.rows_at_once
-        for start in range(0, rows, most):
-            piece = {name: value[start : start + most] for name, value in batch.items()}
-            yield piece, first_index + start + np.arange(_rows(piece))
+    def _pieces(self, machine: Autoregressive, rows: int) -> Iterator[np.ndarray]:
+        """Row numbers of pieces that fit in memory."""
+        most = min(self.rows_at_once, self._fitting(machine))
+        for first in range(0, rows, most):
+            yield np.arange(first, min(first + most, rows))
 
     @property
     def rows_at_once(self) -> int:
+        """How many pictures plain decoding draws at once."""
+        return self._fitting(self._decoder)
+
+    def _fitting(self, machine: Autoregressive) -> int:
         """A power of two, so that caches and logits take about a quarter of an accelerator's memory, or 2 GiB of a CPU's."""
         stats = jax.local_devices()[0].memory_stats() or {}
         budget = stats["bytes_limit"] // 4 if "bytes_limit" in stats else 2 << 30
-        layout = self.config.layout
-        cache = 2 * bytes_per_row(self.config, self._decoder.room, jnp.dtype(self.dtype).itemsize)
-        return min(ROWS, 1 << max(0, int(np.log2(max(1, budget // (cache + 32 * layout.groups * layout.codebook_size))))))
+        return min(ROWS, 1 << max(0, int(np.log2(max(1, budget // machine.row_bytes())))))
 
-    def _chunk(self, batch: dict, index: np.ndarray, key, settings: dict, which: Filter) -> Int[np.ndarray, "b n ..."]:
-        """Rows are filled up to a power of two: few sizes are ever compiled."""
-        rows = len(index)
-        size = 1 << (rows - 1).bit_length()
-        fill = np.minimum(np.arange(size), rows - 1)
-        batch = {name: value[fill] for name, value in batch.items()}
-        if which.guided:
-            batch = {name: np.concatenate([value, self._null(batch)[name]]) for name, value in batch.items()}
-        run = self._program(which)
-        return np.asarray(run(self._decode_params, batch, index[fill].astype(np.uint32), key, Settings(**settings)))[:rows]
+    def _piece(
+        self, machine: Autoregressive, models, batches, init, rows: np.ndarray, first_index: int, key, settings, which: Filter
+    ) -> tuple[Int[np.ndarray, "b n ..."], int]:
+        """Tokens and forwards. Rows are filled up to a power of two: few sizes are ever compiled."""
+        fill = rows[np.minimum(np.arange(1 << (len(rows) - 1).bit_length()), len(rows) - 1)]
+        given = [
+            (model._decode_params, model._pairs({name: value[fill] for name, value in batch.items()}, which))
+            for model, batch in zip(models, batches, strict=True)
+        ]
+        extra = (self._start(init, fill),) if isinstance(machine, Jacobi) else ()
+        run = self._program(machine, which)
+        tokens, forwards = run(given, (first_index + fill).astype(np.uint32), key, settings, extra)
+        return np.asarray(tokens)[: len(rows)], int(forwards)
 
-    def _program(self, which: Filter):
-        if which not in self._programs:
+    def _pairs(self, batch: dict, which: Filter) -> dict[str, np.ndarray]:
+        """With the null condition of guidance behind."""
+        if not which.guided:
+            return batch
+        return {name: np.concatenate([value, self._null(batch)[name]]) for name, value in batch.items()}
 
-            def run(params, batch, index, key, settings):
-                carry = self._decoder.start(batch, len(index) * (1 + which.guided), index)
+    def _program(self, machine: Autoregressive, which: Filter):
+        if (machine, which) not in self._programs:
+
+            def run(given, index, key, settings, extra):
+                requests = [Request(params, batch, index, key, settings, which) for params, batch in given]
                 with self._precision:
-                    return self._decoder.advance(params, carry, batch, key, settings, which).tokens[:, :-1]
+                    return machine.decode(*requests, *extra)
 
-            self._programs[which] = jax.jit(run)
-        return self._programs[which]
+            self._programs[machine, which] = jax.jit(run)
+        return self._programs[machine, which]
+
+    # Decoders -------------------------------------------------------------------------------------------------------
+
+    def _machine(self, choice: Choice, rows: int, which: Filter) -> Autoregressive:
+        """The decoder of a choice: one object, so that its program is compiled once."""
+        if choice.decoder == "autoregressive":
+            return self._decoder
+        window = choice.window or "auto"
+        if window == "auto":
+            rows = min(rows, self.rows_at_once) * (1 + which.guided)
+            window = auto_window(self.config, self._decode_params, rows, self.dtype.itemsize)
+        draft = () if choice.draft is None else (choice.draft.config, choice.draft.dtype)
+        kind, sizes = Speculative if draft else Jacobi, (*draft, int(window), choice.coupling or "gumbel")
+        if sizes not in self._decoders:
+            self._decoders[sizes] = kind(self.config, self.dtype, *sizes)
+        return self._decoders[sizes]
+
+    def _start(self, init: Init | Int[np.ndarray, "b n ..."] | None, rows: np.ndarray) -> Start:
+        layout = self.config.layout
+        shape = (layout.sites, *([layout.groups] if layout.groups > 1 else []))
+        if init is None or isinstance(init, str):
+            return Start(np.int32(INITS.index(init or "law")), np.zeros((len(rows), *shape), np.int32))
+        init = np.asarray(init, np.int32)
+        if init.shape[1:] != shape or len(init) <= rows.max():
+            raise UserError(f"init has shape {init.shape}; give tokens {(int(rows.max()) + 1, *shape)}, a row for each picture")
+        if init.min() < 0 or init.max() >= layout.codebook_size:
+            raise UserError(f"init must hold tokens in 0 .. {layout.codebook_size - 1}; found {init.min()} .. {init.max()}")
+        return Start(np.int32(len(INITS)), init[rows])
+
+    def _checked(self, draft: "Generator") -> "Generator":
+        """A draft must speak of the same tokens."""
+        if draft.config.layout != self.config.layout:
+            raise UserError(
+                f"the draft predicts {draft.config.layout}, this generator {self.config.layout}: take a draft of the same"
+            )
+        prints = [model.tokenizer.fingerprint for model in (self, draft) if model.tokenizer is not None]
+        if len(set(prints)) > 1:
+            raise UserError(
+                f"the draft has another tokenizer ({prints[1]}) than this generator ({prints[0]}): train both with one"
+            )
+        return draft
 
     @functools.cached_property
     def _decode_params(self) -> dict:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from mmgen.cli.parsing import Parser, existing
 
-SETTINGS = ("guidance", "guidance_schedule", "temperature", "top_k", "top_p")
+SETTINGS = ("guidance", "guidance_schedule", "temperature", "top_k", "top_p", "decoder", "window", "init", "coupling")
 
 
 def parser() -> Parser:
@@ -30,6 +30,11 @@ def parser() -> Parser:
     p.add_argument("--temperature", type=float, metavar="T")
     p.add_argument("--top-k", type=int, metavar="K", help="draw from the K most likely tokens; 1: always the most likely")
     p.add_argument("--top-p", type=float, metavar="P", help="draw from the most likely tokens that hold P of the probability")
+    p.add_argument("--decoder", metavar="NAME", help="autoregressive; or the same in fewer forwards: jacobi, speculative")
+    p.add_argument("--window", type=_window, metavar="W", help="sites a forward computes: a number or auto (default: auto)")
+    p.add_argument("--init", metavar="NAME", help="what jacobi begins from: left, upper, law or uniform (default: law)")
+    p.add_argument("--coupling", metavar="NAME", help="maximal: fewer forwards, other pictures of the same distribution")
+    p.add_argument("--draft", metavar="DIR", help="a smaller generator of the same tokenizer, for --decoder speculative")
     p.add_argument("--dtype", choices=("float32", "bfloat16"), help="to compute in (default: float32 on a CPU, else bfloat16)")
     p.add_argument("--out", metavar="FILE.png|DIR", help="one grid, or one file a picture (default: samples.png)")
     p.add_argument("--tokens", metavar="FILE.npz", help="also write the token ids, int32 [N, sites]")
@@ -54,8 +59,13 @@ def main(arguments: Sequence[str]) -> None:
         tokens=args.tokens,
         npz=args.npz,
         dtype=args.dtype,
+        draft=existing(args.draft) if args.draft else None,
         **settings | {"guidance_schedule": samples.schedule(args.guidance_schedule)},
     )
+
+
+def _window(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdigit() else text
 
 
 def _flat(lists: list[list[str]] | None) -> list[str] | None:

@@ -19,7 +19,7 @@ from mmgen.model.attention import attend_cached
 from mmgen.model.config import GeneratorConfig
 from mmgen.model.heads import choose
 from mmgen.model.inputs import Slots
-from mmgen.model.kv_cache import Cache, empty_cache, write
+from mmgen.model.kv_cache import Cache, bytes_per_row, empty_cache, write
 from mmgen.model.layers import FusedBlock, fuse
 from mmgen.model.positions import rotary_angles
 from mmgen.model.transformer import build_plan, combine_with, ends_of, layer_of, plan_batch, slots_of
@@ -53,6 +53,17 @@ class Settings(NamedTuple):
     guidance: Array  # [T]
     temperature: Array
     top_p: Array
+
+
+class Request(NamedTuple):
+    """What a decoder is given: all but `which` are arguments of the jitted program."""
+
+    params: dict  # of decode_params
+    batch: dict  # the condition of all rows, guided pairs included
+    index: Int[Array, "b"]  # sample indices, for the noise
+    key: PRNGKeyArray
+    settings: Settings
+    which: Filter
 
 
 def schedule(plan: GenerationPlan) -> list[Segment]:
@@ -99,6 +110,17 @@ class Autoregressive:
         self.plan = build_plan(c)
         self.segments = schedule(self.plan)
         self.room = self.plan.slots + max(s.width for s in self.segments)  # windows never reach past the buffers
+
+    def decode(self, r: Request) -> tuple[Int[Array, "b n ..."], int]:
+        """Tokens, and the number of forwards."""
+        carry = self.start(r.batch, len(r.index) * (1 + r.which.guided), r.index)
+        return self.advance(r.params, carry, r.batch, r.key, r.settings, r.which).tokens[:, :-1], self.plan.times
+
+    def row_bytes(self) -> int:
+        """Memory that one picture takes: the cache of a guided pair, and the scores of a site."""
+        layout = self.config.layout
+        cache = bytes_per_row(self.config, self.room, jnp.dtype(self.dtype).itemsize)
+        return 2 * cache + 32 * layout.groups * layout.codebook_size
 
     def start(self, batch: dict, rows: int, index: Int[Array, "b"]) -> Carry:
         """Nothing computed yet. `batch`: the condition of all rows, guided pairs included."""
