@@ -52,8 +52,7 @@ class Windowed(Autoregressive):
         slots = self._slots_at(r.batch, slot)
         x = ends.input(jnp.concatenate([tokens] * copies), slots).astype(self.dtype)
         x = ends.place(x, slots)
-        key_slot = jnp.arange(self.room)
-        mask = (key_slot < slot[..., None]) & valid[:, None] | (key_slot == slot[..., None])
+        mask = (jnp.arange(self.room) <= slot[..., None]) & valid[:, None]
         modulator, head_modulator = ends.modulators(c, r.batch)
         angles = rotary_angles(c.block, slots.position)
         states, cache = self._layers(r.params["layers"], x, angles, mask, modulator, cache, slot[:, 0])
