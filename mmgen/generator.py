@@ -5,6 +5,7 @@ out = gen.generate(prompts=["a small red circle above a large blue square"], num
 out.images    # float32 [4, H, W, 3] in [-1, 1]
 """
 
+import dataclasses
 import functools
 import shutil
 from collections.abc import Iterator, Sequence
@@ -22,10 +23,10 @@ from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.files import load_arrays, read_json, save_arrays, write_json
 
 from mmgen.decoding.autoregressive import Autoregressive, Settings, decode_params
+from mmgen.decoding.masked import MaskedRounds
 from mmgen.decoding.target import Filter, resolve
 from mmgen.model import transformer
-from mmgen.model.config import ClassCondition, FeatureCondition, GeneratorConfig, Sampling, TextCondition
-from mmgen.model.kv_cache import bytes_per_row
+from mmgen.model.config import ClassCondition, FeatureCondition, GeneratorConfig, Masked, Sampling, TextCondition
 
 FORMAT = 1  # of config.json
 DECODERS = ("autoregressive",)
@@ -67,7 +68,7 @@ class Generator:
         self.config, self.params, self.tokenizer, self.text = config, params, tokenizer, text
         self.sampling, self.labels, self.weights = sampling, tuple(labels) if labels else None, weights
         self.dtype = jnp.dtype(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
-        self._decoder = Autoregressive(config, self.dtype)
+        self._decoder = (MaskedRounds if isinstance(config.plan, Masked) else Autoregressive)(config, self.dtype)
         self._programs: dict = {}
 
     @property
@@ -87,7 +88,10 @@ class Generator:
         features: Float[np.ndarray, "b c f"] | None = None,
         features_mask: Bool[np.ndarray, "b c"] | None = None,
     ) -> Float[np.ndarray, "b n ..."]:
-        """float32 [B, N, V] ([B, N, G, V] with groups), before guidance and temperature: row n predicts site n."""
+        """float32 [B, N, V] ([B, N, G, V] with groups), before guidance and temperature: row n predicts site n.
+
+        Of a masked model: from all tokens that are not hidden; the id V, `codebook_size`, hides one.
+        """
         batch = self._condition(labels, prompts, features, features_mask, null_allowed=True)
         tokens = np.asarray(tokens, np.int32)
         layout = self.config.layout
@@ -96,8 +100,9 @@ class Generator:
             raise UserError(
                 f"tokens have shape {tokens.shape}; {_rows(batch)} conditions and this model need {(_rows(batch), *shape[1:])}"
             )
-        if tokens.min() < 0 or tokens.max() >= layout.codebook_size:
-            raise UserError(f"tokens must be in 0 .. {layout.codebook_size - 1}; found {tokens.min()} .. {tokens.max()}")
+        highest = layout.codebook_size - (not isinstance(self.config.plan, Masked))
+        if tokens.min() < 0 or tokens.max() > highest:
+            raise UserError(f"tokens must be in 0 .. {highest}; found {tokens.min()} .. {tokens.max()}")
         return np.asarray(self._forward(self._device_params, {"ids": tokens} | batch))
 
     @functools.cached_property
@@ -133,6 +138,8 @@ class Generator:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        steps: int | None = None,
+        choice_temperature: float | None = None,
         decoder: str = "autoregressive",
     ) -> Output:
         """Draw `num` pictures (1) for each label, prompt or row of features.
@@ -140,7 +147,8 @@ class Generator:
         The same (seed, sample index) gives the same picture in any batch (in float32); indices count from `first_index`, so
         that a job can be continued. None: the settings recommended with the weights. Guidance g is uncond + g (cond - uncond)
         (arXiv 2207.12598); an array gives one factor per decode step; `guidance_schedule` "constant", "linear" or
-        ("power_cosine", p) spreads one number over the steps. Raises UserError for what does not fit the model.
+        ("power_cosine", p) spreads one number over the steps. `steps` and `choice_temperature` are those of a masked plan.
+        Raises UserError for what does not fit the model.
         """
         if decoder not in DECODERS:
             raise UserError(f"decoder {decoder!r} is not one of {', '.join(DECODERS)}.{nearest(decoder, DECODERS)}")
@@ -148,17 +156,28 @@ class Generator:
         if (num := 1 if num is None else num) < 1:
             raise UserError(f"num {num} must be at least 1")
         batch = {name: np.repeat(value, num, axis=0) for name, value in batch.items()}
-        plan = self._decoder.plan
+        times, choice = self._rounds(steps, choice_temperature)
         which, settings = resolve(
-            self.sampling, plan.times, self.config.layout.codebook_size,
+            self.sampling, times, self.config.layout.codebook_size,
             guidance=guidance, guidance_schedule=guidance_schedule, temperature=temperature, top_k=top_k, top_p=top_p,
         )  # fmt: skip
         key = jax.random.key(seed, impl="threefry2x32")
         tokens = np.concatenate(
-            [self._chunk(piece, index, key, settings, which) for piece, index in self._chunks(batch, first_index)]
+            [self._chunk(piece, index, key, settings | choice, which) for piece, index in self._chunks(batch, first_index)]
         )
         images = None if self.tokenizer is None else np.asarray(self.tokenizer.decode(tokens, self.config.layout))
-        return Output(tokens, images, plan.times)
+        return Output(tokens, images, times)
+
+    def _rounds(self, steps: int | None, choice_temperature: float | None) -> tuple[int, dict[str, np.float32]]:
+        """How many steps decoding takes, and what only masked plans have."""
+        plan = self.config.plan
+        if isinstance(plan, Masked):
+            given = {"steps": steps, "choice_temperature": choice_temperature}
+            plan = dataclasses.replace(plan, **{name: value for name, value in given.items() if value is not None})
+            return plan.steps, {"choice_temperature": np.float32(plan.choice_temperature)}
+        if steps is not None or choice_temperature is not None:
+            raise UserError("steps and choice_temperature are settings of masked models; this one's order says its steps")
+        return self._decoder.plan.times, {}
 
     def _chunks(self, batch: dict, first_index: int) -> Iterator[tuple[dict, np.ndarray]]:
         """Pieces that fit in memory."""
@@ -172,9 +191,7 @@ class Generator:
         """A power of two, so that caches and logits take about a quarter of an accelerator's memory, or 2 GiB of a CPU's."""
         stats = jax.local_devices()[0].memory_stats() or {}
         budget = stats["bytes_limit"] // 4 if "bytes_limit" in stats else 2 << 30
-        layout = self.config.layout
-        cache = 2 * bytes_per_row(self.config, self._decoder.room, jnp.dtype(self.dtype).itemsize)
-        return min(ROWS, 1 << max(0, int(np.log2(max(1, budget // (cache + 32 * layout.groups * layout.codebook_size))))))
+        return min(ROWS, 1 << max(0, int(np.log2(max(1, budget // self._decoder.bytes_per_row)))))
 
     def _chunk(self, batch: dict, index: np.ndarray, key, settings: dict, which: Filter) -> Int[np.ndarray, "b n ..."]:
         """Rows are filled up to a power of two: few sizes are ever compiled."""
@@ -191,9 +208,8 @@ class Generator:
         if which not in self._programs:
 
             def run(params, batch, index, key, settings):
-                carry = self._decoder.start(batch, len(index) * (1 + which.guided), index)
                 with self._precision:
-                    return self._decoder.advance(params, carry, batch, key, settings, which).tokens[:, :-1]
+                    return self._decoder.generate(params, batch, index, key, settings, which)
 
             self._programs[which] = jax.jit(run)
         return self._programs[which]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from mmgen.cli.parsing import Parser, existing
 
-SETTINGS = ("guidance", "guidance_schedule", "temperature", "top_k", "top_p")
+SETTINGS = ("guidance", "guidance_schedule", "temperature", "top_k", "top_p", "steps", "choice_temperature")
 
 
 def parser() -> Parser:
@@ -30,6 +30,8 @@ def parser() -> Parser:
     p.add_argument("--temperature", type=float, metavar="T")
     p.add_argument("--top-k", type=int, metavar="K", help="draw from the K most likely tokens; 1: always the most likely")
     p.add_argument("--top-p", type=float, metavar="P", help="draw from the most likely tokens that hold P of the probability")
+    p.add_argument("--steps", type=int, metavar="T", help="rounds of a masked model")
+    p.add_argument("--choice-temperature", type=float, metavar="T", help="of a masked model: how freely it fills")
     p.add_argument("--dtype", choices=("float32", "bfloat16"), help="to compute in (default: float32 on a CPU, else bfloat16)")
     p.add_argument("--out", metavar="FILE.png|DIR", help="one grid, or one file a picture (default: samples.png)")
     p.add_argument("--tokens", metavar="FILE.npz", help="also write the token ids, int32 [N, sites]")

@@ -19,7 +19,7 @@ from mmgen.model.attention import attend_cached
 from mmgen.model.config import GeneratorConfig
 from mmgen.model.heads import choose
 from mmgen.model.inputs import Slots
-from mmgen.model.kv_cache import Cache, empty_cache, write
+from mmgen.model.kv_cache import Cache, bytes_per_row, empty_cache, write
 from mmgen.model.layers import FusedBlock, fuse
 from mmgen.model.positions import rotary_angles
 from mmgen.model.transformer import build_plan, combine_with, ends_of, layer_of, plan_batch, slots_of
@@ -53,6 +53,7 @@ class Settings(NamedTuple):
     guidance: Array  # [T]
     temperature: Array
     top_p: Array
+    choice_temperature: Array | None = None  # of masked prediction
 
 
 def schedule(plan: GenerationPlan) -> list[Segment]:
@@ -99,6 +100,19 @@ class Autoregressive:
         self.plan = build_plan(c)
         self.segments = schedule(self.plan)
         self.room = self.plan.slots + max(s.width for s in self.segments)  # windows never reach past the buffers
+
+    @property
+    def bytes_per_row(self) -> int:
+        """What a picture takes in memory, with guidance: its caches, and the logits of a site."""
+        caches = 2 * bytes_per_row(self.config, self.room, jnp.dtype(self.dtype).itemsize)
+        return caches + 32 * self.config.layout.groups * self.config.layout.codebook_size
+
+    def generate(
+        self, params: dict, batch: dict, index: Int[Array, "b"], key: PRNGKeyArray, settings: Settings, which: Filter
+    ) -> Int[Array, "b n ..."]:
+        """All tokens, for tracing inside a jitted program. `batch`: the condition of all rows, guided pairs included."""
+        carry = self.start(batch, len(index) * (1 + which.guided), index)
+        return self.advance(params, carry, batch, key, settings, which).tokens[:, :-1]
 
     def start(self, batch: dict, rows: int, index: Int[Array, "b"]) -> Carry:
         """Nothing computed yet. `batch`: the condition of all rows, guided pairs included."""

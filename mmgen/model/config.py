@@ -6,13 +6,14 @@ from typing import Literal
 from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.layout import TokenLayout
 
+from mmgen.plan.masked import Masked
 from mmgen.plan.next_neighbor import NextNeighbor
 from mmgen.plan.next_scale import NextScale
 from mmgen.plan.next_token import NextToken
 
 __all__ = [
-    "BlockConfig", "ClassCondition", "Dropout", "FeatureCondition", "GeneratorConfig", "NextNeighbor", "NextScale", "NextToken",
-    "Sampling", "TextCondition", "TokenLayout",
+    "BlockConfig", "ClassCondition", "Dropout", "FeatureCondition", "GeneratorConfig", "Masked", "NextNeighbor", "NextScale",
+    "NextToken", "Sampling", "TextCondition", "TokenLayout",
 ]
 
 
@@ -108,7 +109,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    plan: NextToken | NextNeighbor | NextScale = field(default_factory=NextToken)
+    plan: NextToken | NextNeighbor | NextScale | Masked = field(default_factory=NextToken)
     layout: TokenLayout = field(default_factory=lambda: TokenLayout(height=16, width=16, codebook_size=16384))
     condition: ClassCondition | TextCondition | FeatureCondition = field(default_factory=ClassCondition)
     block: BlockConfig = field(default_factory=BlockConfig)

@@ -41,10 +41,18 @@ class VocabularyHead(nnx.Module):
         return y.reshape(*y.shape[:2], self.groups, self.size) if self.groups > 1 else y
 
 
+def negative_log_likelihood(
+    logits: Float[Array, "b n *g v"], tokens: Int[Array, "b n *g"], smoothing: float = 0.0
+) -> Float[Array, "b n *g"]:
+    """Of each token, in nats. `smoothing`: that share of the label goes to all V tokens evenly."""
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    wanted = (1 - smoothing) * chosen + smoothing * jnp.mean(logits, axis=-1) if smoothing else chosen
+    return jax.nn.logsumexp(logits, axis=-1) - wanted
+
+
 def cross_entropy(logits: Float[Array, "b n *g v"], tokens: Int[Array, "b n *g"]) -> Float[Array, "b n"]:
     """Negative log-likelihood of each site in nats; a group's sub-tokens add up."""
-    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    loss = jax.nn.logsumexp(logits, axis=-1) - chosen
+    loss = negative_log_likelihood(logits, tokens)
     return loss.reshape(*loss.shape[:2], -1).sum(-1)
 
 

@@ -12,6 +12,7 @@ from mmgen.model.config import (
     ClassCondition,
     FeatureCondition,
     GeneratorConfig,
+    Masked,
     NextNeighbor,
     NextScale,
     NextToken,
@@ -91,6 +92,29 @@ def adopt(c: GeneratorConfig, params: dict, quantizer: dict) -> dict:
     return {**params, "ends": {**params["ends"], "input": {**params["ends"]["input"], **own}}}
 
 
+class Mix(nnx.Module):
+    """A slot reads the token of its own site, or that it is hidden (id V); the sub-tokens of a group are summed."""
+
+    def __init__(self, c: GeneratorConfig, rngs: nnx.Rngs):
+        self.condition_slots, self.hidden, G, D = c.condition.slots, c.layout.codebook_size, c.layout.groups, c.block.width
+        self.bits = self.hidden.bit_length() - 1 if c.plan.embedding == "bits" else None
+        if self.bits is None:
+            self.table = weight(rngs, (G, self.hidden + 1, D), (None, "vocab", "embed"))
+        else:
+            self.map = weight(rngs, (G * self.bits, D), (None, "embed"))
+            self.bias = weight(rngs, (D,), ("embed",), scale=0.0)
+
+    def __call__(self, tokens: Int[Array, "b n ..."], slots: Slots) -> Float[Array, "b f d"]:
+        tokens = tokens.reshape(*tokens.shape[:2], -1)
+        site = slots.position[..., INDEX] - self.condition_slots
+        own = jnp.take_along_axis(tokens, jnp.broadcast_to(site, (len(tokens), site.shape[1]))[..., None], axis=1)  # [B, F, G]
+        if self.bits is None:
+            return sum(self.table[...][g][own[..., g]] for g in range(own.shape[2]))
+        signs = ((own[..., None] >> jnp.arange(self.bits)) & 1) * 2 - 1
+        signs = jnp.where((own == self.hidden)[..., None], 0, signs).reshape(*own.shape[:2], -1)
+        return signs.astype(self.map.dtype) @ self.map[...] + self.bias[...]
+
+
 class Places(nnx.Module):
     """Learned vectors of each slot and of each scale, added to what slots read; of the condition once more (VAR)."""
 
@@ -107,7 +131,8 @@ class Places(nnx.Module):
         return x + jnp.where(own, self.start[...][jnp.minimum(index, len(self.start[...]) - 1)], 0)
 
 
-INPUT_RULES: dict[type, type[nnx.Module]] = {NextToken: Shift, NextNeighbor: Shift, NextScale: Pyramid}  # of each kind of plan
+# Of each kind of plan.
+INPUT_RULES: dict[type, type[nnx.Module]] = {NextToken: Shift, NextNeighbor: Shift, NextScale: Pyramid, Masked: Mix}
 
 
 def input_rule(c: GeneratorConfig, rngs: nnx.Rngs) -> nnx.Module:

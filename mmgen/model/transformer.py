@@ -17,10 +17,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from mmgen.model import heads as heads_module
 from mmgen.model.attention import attend, mask_of
-from mmgen.model.config import GeneratorConfig
+from mmgen.model.config import GeneratorConfig, Masked
 from mmgen.model.heads import VocabularyHead
 from mmgen.model.inputs import Places, Slots, condition_embedding, input_rule
 from mmgen.model.layers import Block, weight
+from mmgen.model.masking import holes
 from mmgen.model.positions import rotary_angles
 from mmgen.plan.plan import GenerationPlan, PlanBatch
 
@@ -187,11 +188,28 @@ def loss(
     c: GeneratorConfig, params: dict, batch: dict, key: PRNGKeyArray | None = None, dtype: jnp.dtype = jnp.float32
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Mean cross-entropy over sites in nats, weighted by the plan, and metrics: "loss", "accuracy" (of the likeliest token)."""
+    if isinstance(c.plan, Masked):
+        return masked_loss(c, params, batch, key, dtype)
     logits = forward(c, params, batch, key, dtype)
     weight = jnp.asarray(build_plan(c).loss_weight)
     value = jnp.mean(heads_module.cross_entropy(logits, batch["ids"]) * weight) / c.layout.groups
     accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == batch["ids"])
     return value, {"loss": value, "accuracy": accuracy}
+
+
+def masked_loss(
+    c: GeneratorConfig, params: dict, batch: dict, key: PRNGKeyArray | None, dtype: jnp.dtype
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Mean over hidden tokens (and, at plan.visible_weight, over the others) of the smoothed cross-entropy; accuracy of the
+    hidden ones. The key says what is hidden; without one it is the same in every batch."""
+    key_holes, key = (jax.random.key(0), None) if key is None else jax.random.split(key)
+    hidden = holes(c.plan, batch["ids"].shape, key_holes)
+    seen = {**batch, "ids": jnp.where(hidden, c.layout.codebook_size, batch["ids"])}
+    logits = forward(c, params, seen, key, dtype)
+    each = heads_module.negative_log_likelihood(logits, batch["ids"], c.plan.smoothing)
+    value = jnp.average(each, weights=jnp.where(hidden, 1.0, c.plan.visible_weight))
+    right = jnp.argmax(logits, axis=-1) == batch["ids"]
+    return value, {"loss": value, "accuracy": jnp.average(right, weights=hidden)}
 
 
 def _through(layer, x: Array, stacked) -> Array:

@@ -8,6 +8,7 @@ from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.layout import TokenLayout
 from mmgen_tokenizers.quantizers.multiscale import MultiScaleVQ
 
+from mmgen.plan.masked import Masked
 from mmgen.plan.next_neighbor import NextNeighbor
 from mmgen.plan.next_scale import NextScale
 from mmgen.plan.next_token import NextToken
@@ -68,6 +69,22 @@ def test_scales_have_the_mask_of_var():
     plan = NextScale(quantizer).build(TokenLayout("scales", 16, 16, 7, scales=quantizer.grids(16, 16)), 1)
     scale = np.repeat(np.arange(len(sides)), [s * s for s in sides])
     assert (rule(plan) == (scale[:, None] >= scale[None])).all() and not plan.causal and plan.times == 10
+
+
+def test_masked_slots_see_all_and_predict_themselves():
+    plan = Masked().build(grid(4), 3)
+    assert rule(plan).all() and not plan.causal and plan.times == 1
+    assert plan.combine_slot[:, 0].tolist() == list(range(3, 19)) and plan.condition_slots == 3
+
+
+def test_what_masked_prediction_refuses():
+    with pytest.raises(UserError, match="use one of a single scale"):
+        Masked().build(TokenLayout("scales", 2, 2, 7, scales=((1, 1), (2, 2))), 1)
+    with pytest.raises(UserError, match="7 codes are no whole number of bits: set plan.embedding to table"):
+        Masked(embedding="bits").build(grid(2), 1)
+    for wrong in ({"steps": 0}, {"choice_temperature": -1.0}, {"smoothing": 1.0}, {"visible_weight": 2.0}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            Masked(**wrong)
 
 
 def _bare(**columns) -> GenerationPlan:

@@ -6,7 +6,7 @@ from mmgen_tokenizers.layout import TokenLayout
 from mmgen_tokenizers.shards import ShardWriter
 
 from mmgen.config import Data, Experiment, GeneratorTask, Optimizer, Schedule, Shapes, TokenizerTask, TokenShards
-from mmgen.model.config import BlockConfig, ClassCondition, Dropout, GeneratorConfig
+from mmgen.model.config import BlockConfig, ClassCondition, Dropout, GeneratorConfig, NextToken
 
 OPTIMIZER = Optimizer(schedule=Schedule("constant", peak=3e-3))
 LAYOUT = TokenLayout(height=2, width=2, codebook_size=32)
@@ -26,8 +26,11 @@ def tokenizer_experiment(losses=mt.TokenizerLosses(), revive_after: int | None =
     return Experiment(task, data, **{**EVERY, "optimizer": OPTIMIZER, "steps": 4, "batch": 4, **fields})
 
 
-def generator_experiment(data: Data, condition=ClassCondition(3), tokenizer=None, dropout=0.1, **fields) -> Experiment:
+def generator_experiment(
+    data: Data, condition=ClassCondition(3), tokenizer=None, dropout=0.1, plan=NextToken(), **fields
+) -> Experiment:
     model = GeneratorConfig(
+        plan=plan,
         layout=LAYOUT,
         condition=condition,
         block=BlockConfig(width=8, heads=1, mlp=8),

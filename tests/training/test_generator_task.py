@@ -15,7 +15,7 @@ import mmgen
 from mmgen.config import Data, Shapes
 from mmgen.data.text import TextTokenizer
 from mmgen.model import transformer
-from mmgen.model.config import ClassCondition, Dropout, FeatureCondition, GeneratorConfig, TextCondition
+from mmgen.model.config import ClassCondition, Dropout, FeatureCondition, GeneratorConfig, Masked, TextCondition
 from mmgen.training.generator_task import GeneratorTraining, decayed
 from mmgen.training.metrics import read_metrics
 from mmgen.training.state import initial_state
@@ -99,6 +99,17 @@ def test_a_class_conditional_run_learns_resumes_and_exports(shards, tmp_path):
     assert generator.labels == ("cat", "dog", "eel") and generator.weights == "ema"
     assert generator.generate(labels=["dog", "cat"], num=2).tokens.shape == (4, 4)
     assert not (tmp_path / "straight/previews").exists()  # nothing turns these ids into pictures
+
+
+def test_a_masked_run_learns_and_fills_the_holes(shards, tmp_path):
+    """Nine of the 32 codes are used."""
+    chosen = generator_experiment(shards, plan=Masked(steps=3, smoothing=0.0), steps=60, batch=8, validation=shards)
+    result = mmgen.train(chosen, tmp_path / "run")
+    assert np.log(3) < result.metrics["validation/loss"] < 2.5
+    generator = mmgen.load(result.folder)
+    out = generator.generate(labels=["cat", "eel"], num=8, guidance=2.0)
+    assert out.forwards == 3 and out.tokens.shape == (16, 4)
+    assert (out.tokens < 32).all() and (out.tokens % 10 < 3).mean() > 0.8
 
 
 def test_a_text_conditional_run(tokenizer_folder, tmp_path):
