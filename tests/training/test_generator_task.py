@@ -12,10 +12,12 @@ from mmgen_tokenizers.families import vqgan
 from models import LAYOUT, VQGAN, generator_experiment, write_shards
 
 import mmgen
-from mmgen.config import Data, Shapes
+from mmgen.config import Data, Shapes, overrides
 from mmgen.data.text import TextTokenizer
 from mmgen.model import transformer
 from mmgen.model.config import ClassCondition, Dropout, FeatureCondition, GeneratorConfig, TextCondition
+from mmgen.model.orders import in_orders
+from mmgen.training import generator_task
 from mmgen.training.generator_task import GeneratorTraining, decayed
 from mmgen.training.metrics import read_metrics
 from mmgen.training.state import initial_state
@@ -99,6 +101,27 @@ def test_a_class_conditional_run_learns_resumes_and_exports(shards, tmp_path):
     assert generator.labels == ("cat", "dog", "eel") and generator.weights == "ema"
     assert generator.generate(labels=["dog", "cat"], num=2).tokens.shape == (4, 4)
     assert not (tmp_path / "straight/previews").exists()  # nothing turns these ids into pictures
+
+
+def test_random_orders_are_trained_and_annealed(shards, tmp_path, monkeypatch):
+    seen = []
+
+    def spied(c, batch, orders):
+        jax.debug.callback(lambda orders: seen.append(np.asarray(orders)), orders)
+        return in_orders(c, batch, orders)
+
+    monkeypatch.setattr(generator_task, "in_orders", spied)
+    chosen = generator_experiment(shards, steps=40, batch=8, validation=shards)
+    chosen = overrides(chosen, ["--task.model.plan.kind", "RandomOrder", "--task.model.plan.anneal", "0.4,0.8"])
+    result = mmgen.train(chosen, tmp_path / "run")
+    jax.effects_barrier()
+    assert result.metrics["validation/loss"] < 2.9  # log 32 = 3.5 at first
+    random = [(orders != np.arange(4)).any(1).mean() for orders in seen]
+    assert len(random) == 40 and np.mean(random[:16]) > 0.8 and max(random[32:]) == 0
+    losses = [e["loss"] for e in read_metrics(tmp_path / "run") if "loss" in e]
+    mmgen.train(replace(chosen, every_checkpoint=25), tmp_path / "again")
+    assert losses == [e["loss"] for e in read_metrics(tmp_path / "again") if "loss" in e]
+    assert mmgen.load(tmp_path / "run").generate(labels=[2, 0]).tokens.shape == (2, 4)
 
 
 def test_a_text_conditional_run(tokenizer_folder, tmp_path):
