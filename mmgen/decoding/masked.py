@@ -85,7 +85,7 @@ class MaskedRounds:
         ends, slots = ends_of(c, params), slots_of(self.plan, extra)
         x = embed(ends, {**batch, "ids": tokens}, self.plan, slots).astype(self.dtype)
         angles, mask = rotary_angles(c.block, slots.position), mask_of(self.plan, extra.valid)
-        modulator, head_modulator = ends.modulators(c, batch)
+        modulator, head_modulator = ends.modulators(c, batch, slots)
         for p in params["layers"]:
             x = layer_of(c, p, FusedBlock)(x, angles, lambda q, k, v: attend(q, k, v, mask), condition=modulator)
         return combine(self.plan, ends.heads, [x], head_modulator)
