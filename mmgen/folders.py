@@ -60,7 +60,8 @@ def convert(
 
     from mmgen import pretrained
 
-    if family in pretrained.FAMILIES:
+    both = family in pretrained.FAMILIES and family in TOKENIZERS  # MaskBit calls both its halves so
+    if family in pretrained.FAMILIES and not (both and not pretrained.FAMILIES[family].is_generator(checkpoint)):
         pretrained.convert(family, checkpoint, out, config, tokenizer)
     elif family not in TOKENIZERS:
         known = [*TOKENIZERS, *pretrained.FAMILIES]

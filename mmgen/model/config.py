@@ -74,6 +74,7 @@ class BlockConfig:
     # Of layers, queries and keys. rms: RMSNorm with a learned scale, and LayerNorm without one where it is modulated; layer:
     # LayerNorm with a learned scale and offset.
     norm: Literal["rms", "layer"] = "rms"
+    norm_after: bool = False  # as in BERT (arXiv 1810.04805): norms of the sums, and of the inputs; a layer more in the head
     rope_base: float = 10_000.0
     norm_eps: float = 1e-5
 
@@ -93,6 +94,8 @@ class BlockConfig:
                 f"width {self.width} with {self.heads} heads and {groups} key-value heads does not divide evenly: width must "
                 f"be a multiple of heads, heads of kv_heads, and width / heads of {rotated} for {self.position}"
             )
+        if self.norm_after and self.modulation != "none":
+            raise UserError("what modulates stands behind norms in front of each branch: set block.norm_after false")
 
 
 @dataclass(frozen=True)

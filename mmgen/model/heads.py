@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mmgen.model.config import GeneratorConfig
-from mmgen.model.layers import LayerNorm, norm_of, weight
+from mmgen.model.layers import LayerNorm, norm_of, product, weight
 
 
 class VocabularyHead(nnx.Module):
@@ -22,6 +22,10 @@ class VocabularyHead(nnx.Module):
             self.modulation_bias = weight(rngs, (2 * D,), (None,), scale=0.0)
         else:
             self.norm = norm_of(c.block, D, "embed")
+        if c.block.norm_after:  # the states have just been normed: a layer, then a norm of its own
+            self.layer = weight(rngs, (D, D), ("embed", None))
+        if c.block.bias and c.block.norm_after:
+            self.layer_bias = weight(rngs, (D,), (None,), scale=0.0)
         if c.block.bias:
             self.bias = weight(rngs, (self.groups * self.size,), ("vocab",), scale=0.0)
         self.map = weight(rngs, (c.block.width, self.groups * self.size), ("embed", "vocab"), scale=0.0)
@@ -30,6 +34,9 @@ class VocabularyHead(nnx.Module):
         self, hidden: Float[Array, "b s d"], condition: Float[Array, "b #s d"] | None = None
     ) -> Float[Array, "b s d"]:
         """What plans combine over slots before the one product of `logits`. `condition`: what modulates."""
+        if hasattr(self, "layer"):
+            hidden = product(hidden, self.layer) + (self.layer_bias[...] if hasattr(self, "layer_bias") else 0)
+            hidden = jax.nn.gelu(hidden, approximate=False)
         if not self.modulated:
             return self.norm(hidden)
         scale, shift = jnp.split(condition @ self.modulation[...] + self.modulation_bias[...], 2, axis=-1)

@@ -118,16 +118,20 @@ class Mix(nnx.Module):
 
 
 class Places(nnx.Module):
-    """Learned vectors of each slot and of each scale, added to what slots read; of the condition once more (VAR)."""
+    """Learned vectors of each slot, added to what slots read; where there are scales also of each scale, and of the condition
+    once more (VAR)."""
 
     def __init__(self, c: GeneratorConfig, slots: int, rngs: nnx.Rngs):
         D = c.block.width
         self.slot = weight(rngs, (slots, D), (None, "embed"))
-        self.scale = weight(rngs, (max(1, len(c.layout.scales)), D), (None, "embed"))
-        self.start = weight(rngs, (c.condition.slots, D), (None, "embed"))
+        if c.layout.scales:
+            self.scale = weight(rngs, (len(c.layout.scales), D), (None, "embed"))
+            self.start = weight(rngs, (c.condition.slots, D), (None, "embed"))
 
     def __call__(self, x: Float[Array, "b f d"], slots: Slots) -> Float[Array, "b f d"]:
         index, scale = slots.position[..., INDEX], slots.position[..., SCALE]
+        if not hasattr(self, "scale"):
+            return x + self.slot[...][index]
         x = x + self.slot[...][index] + self.scale[...][scale]
         own = (slots.kind == CONDITION)[..., None]
         return x + jnp.where(own, self.start[...][jnp.minimum(index, len(self.start[...]) - 1)], 0)

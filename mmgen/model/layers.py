@@ -89,7 +89,8 @@ class Modulation(NamedTuple):
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x)), SwiGLU (arXiv 2002.05202) or GELU."""
+    """x + attention(norm(x)), then x + MLP(norm(x)), SwiGLU (arXiv 2002.05202) or GELU; with norm_after norm(x + attention(x)),
+    then norm(x + MLP(x))."""
 
     def __init__(self, c: BlockConfig, rngs: nnx.Rngs):
         D, H, K, F = c.width, c.heads, c.head_dim, c.mlp
@@ -173,6 +174,9 @@ class Block(nnx.Module):
         condition: Float[Array, "b #s m"] | None = None,
     ) -> Float[Array, "b s d"]:
         """`condition`: what modulates, [B, 1, D], [B, S, D] by slot, or [B, 1, 6 D] of the matrix that all layers share."""
+        if self.config.norm_after:
+            x = self.norm_attention(x + drop_attention(self.attention(x, angles, attend)))
+            return self.norm_mlp(x + drop_mlp(self.mlp(x)))
         if self.config.modulation == "none":
             x = x + drop_attention(self.attention(self.norm_attention(x), angles, attend))
             return x + drop_mlp(self.mlp(self.norm_mlp(x)))

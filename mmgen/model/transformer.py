@@ -20,7 +20,7 @@ from mmgen.model.attention import attend, mask_of
 from mmgen.model.config import GeneratorConfig, Masked
 from mmgen.model.heads import VocabularyHead
 from mmgen.model.inputs import Slots, condition_embedding, input_rule, places_of
-from mmgen.model.layers import Block, weight
+from mmgen.model.layers import Block, norm_of, weight
 from mmgen.model.masking import holes
 from mmgen.model.positions import rotary_angles
 from mmgen.plan.plan import GenerationPlan, PlanBatch
@@ -37,6 +37,7 @@ class Ends(nnx.Module):
         self.heads = nnx.Dict({f"head{i}": VocabularyHead(c, rngs) for i in range(len(c.taps))})
         slots, D = build_plan(c).slots, c.block.width
         self.places = places_of(c, slots, rngs)
+        self.norm = norm_of(c.block, D, "embed") if c.block.norm_after else None
         if c.unread:
             self.unread = weight(rngs, (c.unread, D), ("frozen", None), scale=0.0)
         if c.block.modulation == "slot":
@@ -46,7 +47,8 @@ class Ends(nnx.Module):
             self.modulation_bias = weight(rngs, (6 * D,), (None,), scale=0.0)
 
     def place(self, x: Float[Array, "b f d"], slots: Slots) -> Float[Array, "b f d"]:
-        return x if self.places is None else self.places(x, slots)
+        x = x if self.places is None else self.places(x, slots)
+        return x if self.norm is None else self.norm(x)
 
     def modulators(self, c: GeneratorConfig, batch: dict, slots: Slots) -> tuple[Array | None, Array | None]:
         """What modulates the layers, and the heads: of the class, [B, 1, ...], or of each slot too, [B, F, D]; None without

@@ -63,19 +63,20 @@ def test_each_round_leaves_as_many_holes_as_the_schedule_says_and_changes_no_tok
 
 
 def test_the_least_certain_tokens_stay_hidden_and_every_round_fills_a_hole(gen):
-    """Without noise on the choice, and with more rounds than tokens."""
-    states = rounds(gen.config, gen.params, 20, choice=0.0)
+    """Certainty has noise that gets less from round to round; and there are more rounds than tokens."""
+    states = rounds(gen.config, gen.params, 20, choice=3.0)
     left = [int((x[0] == 5).sum()) for x in states]
     assert left[-1] == 0 and left[-2] == 1 and all(a > b or a == b == 1 for a, b in zip(left, left[1:], strict=False))
     t = left.index(8)
     before, after = states[t : t + 2]
     logp = np.asarray(jax.nn.log_softmax(gen.logits(before, labels=[0, 1, 2])))
-    key = jax.random.split(jax.random.fold_in(jax.random.key(0), t))[0]
-    drawn = np.argmax(logp + np.asarray(noise(key, jnp.arange(3), jnp.arange(16), (5,))), -1)
+    keys, site = jax.random.split(jax.random.fold_in(jax.random.key(0), t)), jnp.arange(16)
+    drawn = np.argmax(logp + np.asarray(noise(keys[0], jnp.arange(3), site, (5,))), -1)
+    doubt = 3.0 * (1 - (t + 1) / 20) * np.asarray(noise(keys[1], jnp.arange(3), site, ()))
     for row in range(3):
         new, still = (before[row] == 5) & (after[row] < 5), after[row] == 5
         assert (after[row][new] == drawn[row][new]).all() and new.any() and still.any()
-        chance = logp[row, np.arange(16), drawn[row]]
+        chance = logp[row, np.arange(16), drawn[row]] + doubt[row]
         assert chance[new].min() > chance[still].max()
 
 
