@@ -22,7 +22,8 @@ from mmgen_tokenizers.configs import from_json, to_json
 from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.files import load_arrays, read_json, save_arrays, write_json
 
-from mmgen.decoding.autoregressive import Autoregressive, Settings, decode_params
+from mmgen.decoding.autoregressive import Autoregressive, Request, Settings, decode_params
+from mmgen.decoding.known import in_raster, with_known
 from mmgen.decoding.masked import MaskedRounds
 from mmgen.decoding.target import Filter, resolve
 from mmgen.model import transformer
@@ -140,6 +141,8 @@ class Generator:
         top_p: float | None = None,
         steps: int | None = None,
         choice_temperature: float | None = None,
+        known: Int[np.ndarray, "b n ..."] | None = None,
+        known_mask: Bool[np.ndarray, "b n ..."] | None = None,
         decoder: str = "autoregressive",
     ) -> Output:
         """Draw `num` pictures (1) for each label, prompt or row of features.
@@ -148,11 +151,16 @@ class Generator:
         that a job can be continued. None: the settings recommended with the weights. Guidance g is uncond + g (cond - uncond)
         (arXiv 2207.12598); an array gives one factor per decode step; `guidance_schedule` "constant", "linear" or
         ("power_cosine", p) spreads one number over the steps. `steps` and `choice_temperature` are those of a masked plan.
+
+        `known` [B, N] (or [N], for all): tokens of a picture. Those where `known_mask` is true are kept, the others are drawn
+        to fit (decoding/known.py says which plans can keep what); the null label is then allowed too.
+
         Raises UserError for what does not fit the model.
         """
         if decoder not in DECODERS:
             raise UserError(f"decoder {decoder!r} is not one of {', '.join(DECODERS)}.{nearest(decoder, DECODERS)}")
-        batch = self._condition(labels, prompts, features, features_mask)
+        batch = self._condition(labels, prompts, features, features_mask, null_allowed=known is not None)
+        batch = with_known(self.config, self._decoder.plan, batch, known, known_mask)
         if (num := 1 if num is None else num) < 1:
             raise UserError(f"num {num} must be at least 1")
         batch = {name: np.repeat(value, num, axis=0) for name, value in batch.items()}
@@ -162,9 +170,9 @@ class Generator:
             guidance=guidance, guidance_schedule=guidance_schedule, temperature=temperature, top_k=top_k, top_p=top_p,
         )  # fmt: skip
         key = jax.random.key(seed, impl="threefry2x32")
-        tokens = np.concatenate(
-            [self._chunk(piece, index, key, settings | choice, which) for piece, index in self._chunks(batch, first_index)]
-        )
+        settings = Settings(**settings, **choice)
+        pieces = [self._chunk(piece, index, key, settings, which) for piece, index in self._chunks(batch, first_index)]
+        tokens = in_raster(self.config, batch, np.concatenate(pieces))
         images = None if self.tokenizer is None else np.asarray(self.tokenizer.decode(tokens, self.config.layout))
         return Output(tokens, images, times)
 
@@ -191,25 +199,26 @@ class Generator:
         """A power of two, so that caches and logits take about a quarter of an accelerator's memory, or 2 GiB of a CPU's."""
         stats = jax.local_devices()[0].memory_stats() or {}
         budget = stats["bytes_limit"] // 4 if "bytes_limit" in stats else 2 << 30
-        return min(ROWS, 1 << max(0, int(np.log2(max(1, budget // self._decoder.bytes_per_row)))))
+        return min(ROWS, 1 << max(0, int(np.log2(max(1, budget // self._decoder.row_bytes())))))
 
-    def _chunk(self, batch: dict, index: np.ndarray, key, settings: dict, which: Filter) -> Int[np.ndarray, "b n ..."]:
+    def _chunk(self, batch: dict, index: np.ndarray, key, settings: Settings, which: Filter) -> Int[np.ndarray, "b n ..."]:
         """Rows are filled up to a power of two: few sizes are ever compiled."""
         rows = len(index)
         size = 1 << (rows - 1).bit_length()
         fill = np.minimum(np.arange(size), rows - 1)
         batch = {name: value[fill] for name, value in batch.items()}
         if which.guided:
-            batch = {name: np.concatenate([value, self._null(batch)[name]]) for name, value in batch.items()}
+            null = self._null(batch)
+            batch = {name: np.concatenate([value, null.get(name, value)]) for name, value in batch.items()}
         run = self._program(which)
-        return np.asarray(run(self._decode_params, batch, index[fill].astype(np.uint32), key, Settings(**settings)))[:rows]
+        return np.asarray(run(self._decode_params, batch, index[fill].astype(np.uint32), key, settings))[:rows]
 
     def _program(self, which: Filter):
         if which not in self._programs:
 
             def run(params, batch, index, key, settings):
                 with self._precision:
-                    return self._decoder.generate(params, batch, index, key, settings, which)
+                    return self._decoder.decode(Request(params, batch, index, key, settings, which))[0]
 
             self._programs[which] = jax.jit(run)
         return self._programs[which]

@@ -56,6 +56,17 @@ class Settings(NamedTuple):
     choice_temperature: Array | None = None  # of masked prediction
 
 
+class Request(NamedTuple):
+    """What a decoder is given: all but `which` are arguments of the jitted program."""
+
+    params: dict  # of decode_params
+    batch: dict  # the condition of all rows, guided pairs included
+    index: Int[Array, "b"]  # sample indices, for the noise
+    key: PRNGKeyArray
+    settings: Settings
+    which: Filter
+
+
 def schedule(plan: GenerationPlan) -> list[Segment]:
     """Step 0 with the condition, then runs of steps whose padding stays below MAX_PADDING."""
     times = np.maximum(plan.reads, 0)
@@ -101,18 +112,16 @@ class Autoregressive:
         self.segments = schedule(self.plan)
         self.room = self.plan.slots + max(s.width for s in self.segments)  # windows never reach past the buffers
 
-    @property
-    def bytes_per_row(self) -> int:
-        """What a picture takes in memory, with guidance: its caches, and the logits of a site."""
-        caches = 2 * bytes_per_row(self.config, self.room, jnp.dtype(self.dtype).itemsize)
-        return caches + 32 * self.config.layout.groups * self.config.layout.codebook_size
+    def decode(self, r: Request) -> tuple[Int[Array, "b n ..."], int]:
+        """Tokens, and the number of forwards."""
+        carry = self.start(r.batch, len(r.index) * (1 + r.which.guided), r.index)
+        return self.advance(r.params, carry, r.batch, r.key, r.settings, r.which).tokens[:, :-1], self.plan.times
 
-    def generate(
-        self, params: dict, batch: dict, index: Int[Array, "b"], key: PRNGKeyArray, settings: Settings, which: Filter
-    ) -> Int[Array, "b n ..."]:
-        """All tokens, for tracing inside a jitted program. `batch`: the condition of all rows, guided pairs included."""
-        carry = self.start(batch, len(index) * (1 + which.guided), index)
-        return self.advance(params, carry, batch, key, settings, which).tokens[:, :-1]
+    def row_bytes(self) -> int:
+        """Memory that one picture takes: the cache of a guided pair, and the scores of a site."""
+        layout = self.config.layout
+        cache = bytes_per_row(self.config, self.room, jnp.dtype(self.dtype).itemsize)
+        return 2 * cache + 32 * layout.groups * layout.codebook_size
 
     def start(self, batch: dict, rows: int, index: Int[Array, "b"]) -> Carry:
         """Nothing computed yet. `batch`: the condition of all rows, guided pairs included."""
@@ -158,6 +167,9 @@ class Autoregressive:
         unconditional = logits[rows:] if which.guided else None
         scores = target(logits[:rows], unconditional, settings.guidance[t], settings.temperature, settings.top_p, which)
         picked = choose(scores, noise(key, carry.index, row["site"], scores.shape[2:]))
+        if "known" in batch:  # decoding/known.py
+            known = batch["known"][:rows, jnp.minimum(row["site"], self.plan.sites - 1)]
+            picked = jnp.where(known >= 0, known, picked)
         return carry._replace(tokens=carry.tokens.at[:, row["site"]].set(picked), cache=cache)
 
     def _inputs(self, ends, batch: dict, carry: Carry, segment: Segment, first, t) -> tuple[Array, Slots, Array]:

@@ -8,9 +8,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
-from mmgen.decoding.autoregressive import Settings
+from mmgen.decoding.autoregressive import Request
 from mmgen.decoding.target import Filter, noise, target
 from mmgen.model.attention import attend, mask_of
 from mmgen.model.config import GeneratorConfig
@@ -28,39 +28,36 @@ class MaskedRounds:
         self.config, self.dtype = c, dtype
         self.plan = build_plan(c)
 
-    @property
-    def bytes_per_row(self) -> int:
-        """What a picture takes in memory, with guidance: logits and noise of all sites, and the scores of one attention."""
+    def row_bytes(self) -> int:
+        """Memory that one picture takes, with guidance: logits and noise of all sites, and the scores of one attention."""
         layout = self.config.layout
         return 20 * layout.sites * layout.groups * layout.codebook_size + 16 * self.config.block.heads * self.plan.slots**2
 
-    def generate(
-        self, params: dict, batch: dict, index: Int[Array, "b"], key: PRNGKeyArray, settings: Settings, which: Filter
-    ) -> Int[Array, "b n ..."]:
-        """All tokens, for tracing inside a jitted program. `batch`: the condition of all rows, guided pairs included."""
-        layout = self.config.layout
+    def decode(self, r: Request) -> tuple[Int[Array, "b n ..."], int]:
+        """Tokens, and the number of forwards."""
+        layout, steps = self.config.layout, len(r.settings.guidance)
         groups = (layout.groups,) if layout.groups > 1 else ()
-        tokens = jnp.full((len(index), layout.sites, *groups), layout.codebook_size, jnp.int32)
-        unknown = jnp.full(len(index), layout.sites * layout.groups)
-        step = functools.partial(self.round, params, batch, index, key, settings, which, unknown)
-        return jax.lax.fori_loop(0, len(settings.guidance), step, tokens)
+        known = r.batch.get("known", jnp.full((len(r.index), layout.sites, *groups), -1))[: len(r.index)]
+        tokens = jnp.where(known < 0, layout.codebook_size, known)
+        holes = (tokens == layout.codebook_size).reshape(len(tokens), -1).sum(1)
+        return jax.lax.fori_loop(0, steps, functools.partial(self.round, r, holes), tokens), steps
 
-    def round(self, params, batch, index, key, settings: Settings, which: Filter, unknown, t, tokens) -> Int[Array, "b n ..."]:
-        """Tokens with holes (id V) -> the same with fewer; with none after the last round. `unknown` [B]: holes at first."""
+    def round(self, r: Request, holes: Int[Array, "b"], t: Array, tokens: Int[Array, "b n ..."]) -> Int[Array, "b n ..."]:
+        """Tokens with holes (id V) -> the same with fewer; with none after the last round. `holes`: how many at first."""
         sites = jnp.arange(self.plan.sites)
-        key_token, key_choice = jax.random.split(jax.random.fold_in(key, t))
-        certain, scores = self._scores(params, batch, tokens, settings, which, t)
+        key_token, key_choice = jax.random.split(jax.random.fold_in(r.key, t))
+        certain, scores = self._scores(r, tokens, t)
         hidden = tokens == self.config.layout.codebook_size
-        picked = jnp.where(hidden, choose(scores, noise(key_token, index, sites, scores.shape[2:])), tokens)
+        picked = jnp.where(hidden, choose(scores, noise(key_token, r.index, sites, scores.shape[2:])), tokens)
         chance = jnp.take_along_axis(certain, picked[..., None], axis=-1)[..., 0]
-        done = (t + 1) / len(settings.guidance)
-        doubt = settings.choice_temperature * (1 - done) * noise(key_choice, index, sites, tokens.shape[2:])
-        again = self._least(jnp.where(hidden, chance + doubt, jnp.inf), self._left(hidden, unknown, done))
+        done = (t + 1) / len(r.settings.guidance)
+        doubt = r.settings.choice_temperature * (1 - done) * noise(key_choice, r.index, sites, tokens.shape[2:])
+        again = self._least(jnp.where(hidden, chance + doubt, jnp.inf), self._left(hidden, holes, done))
         return jnp.where(hidden & again, self.config.layout.codebook_size, picked)
 
-    def _left(self, hidden: Array, unknown: Int[Array, "b"], done: Float[Array, ""]) -> Int[Array, "b"]:
+    def _left(self, hidden: Array, holes: Int[Array, "b"], done: Float[Array, ""]) -> Int[Array, "b"]:
         """How many holes stay: as the schedule says, at least one and one less than there are; none at the end."""
-        left = jnp.floor(hidden_share(self.config.plan, done) * unknown).astype(jnp.int32)
+        left = jnp.floor(hidden_share(self.config.plan, done) * holes).astype(jnp.int32)
         left = jnp.maximum(1, jnp.minimum(left, hidden.reshape(len(hidden), -1).sum(1) - 1))
         return jnp.where(done < 1, left, 0)
 
@@ -70,14 +67,14 @@ class MaskedRounds:
         rank = jnp.argsort(jnp.argsort(flat, axis=1), axis=1)
         return (rank < count[:, None]).reshape(confidence.shape)
 
-    def _scores(self, params, batch, tokens, settings: Settings, which: Filter, t) -> tuple[Array, Array]:
+    def _scores(self, r: Request, tokens: Int[Array, "b n ..."], t: Array) -> tuple[Array, Array]:
         """Log-probabilities before tokens are filtered, which confidence goes by, and the scores to draw from."""
-        rows = len(tokens)
-        logits = self._logits(params, batch, jnp.concatenate([tokens] * (1 + which.guided)))
-        pair = logits[:rows], logits[rows:] if which.guided else None
-        given = settings.guidance[t], settings.temperature, settings.top_p
-        whole = target(*pair, *given, Filter(which.guided, 0, False))
-        return jax.nn.log_softmax(whole), target(*pair, *given, which)
+        rows, guided = len(tokens), r.which.guided
+        logits = self._logits(r.params, r.batch, jnp.concatenate([tokens] * (1 + guided)))
+        pair = logits[:rows], logits[rows:] if guided else None
+        given = r.settings.guidance[t], r.settings.temperature, r.settings.top_p
+        whole = target(*pair, *given, Filter(guided, top_k=0, nucleus=False))
+        return jax.nn.log_softmax(whole), target(*pair, *given, r.which)
 
     def _logits(self, params: dict, batch: dict, tokens: Int[Array, "r n ..."]) -> Float[Array, "r n ..."]:
         """One forward of all slots: each reads every other, so there is nothing to keep from round to round."""

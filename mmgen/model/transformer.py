@@ -3,7 +3,7 @@
 Parameters are a plain dict {"ends": condition, input rule, heads; "blocks": the layers, stacked on axis 0}.
 A batch is a dict: "ids" int32 [B, N(, G)] and one of "label" int32 [B] | "prompt" int32 [B, C] with "prompt_valid" bool [B, C]
 | "features" float32 [B, C, F] with "features_valid" bool [B, C]. Where each sample has its own order, "source" int32 [B, S] and
-"position" int32 [B, S, P] stand for the plan's.
+"position" int32 [B, S, P] stand for the plan's. Decoding may be given tokens: "known" (decoding/known.py).
 """
 
 import functools

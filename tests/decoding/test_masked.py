@@ -1,6 +1,7 @@
 """The rounds of masked prediction."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import plans
 import pytest
 from mmgen_tokenizers.errors import UserError
 
-from mmgen.decoding.autoregressive import Settings, decode_params
+from mmgen.decoding.autoregressive import Request, Settings, decode_params
 from mmgen.decoding.masked import MaskedRounds
 from mmgen.decoding.target import Filter, noise
 from mmgen.generator import Generator
@@ -40,12 +41,8 @@ def rounds(c, params, steps: int, choice: float, seed: int = 0):
     decoder, rows = MaskedRounds(c, jnp.float32), 3
     settings = Settings(jnp.ones(steps), jnp.float32(1), jnp.float32(1), jnp.float32(choice))
     weights, batch, index = decode_params(c, params, jnp.float32), {"label": jnp.arange(rows)}, jnp.arange(rows)
-    unknown = jnp.full(rows, c.layout.sites * c.layout.groups)
-
-    @jax.jit
-    def step(t, tokens):
-        return decoder.round(weights, batch, index, jax.random.key(seed), settings, Filter(False, 0, False), unknown, t, tokens)
-
+    request = Request(weights, batch, index, jax.random.key(seed), settings, Filter(False, 0, False))
+    step = jax.jit(functools.partial(decoder.round, request, jnp.full(rows, c.layout.sites * c.layout.groups)))
     groups = (c.layout.groups,) if c.layout.groups > 1 else ()
     tokens = [jnp.full((rows, c.layout.sites, *groups), c.layout.codebook_size)]
     for t in range(steps):

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import mmgen
 from mmgen.cli import main as cli
-from mmgen.decoding.autoregressive import Settings, decode_params
+from mmgen.decoding.autoregressive import Request, Settings, decode_params
 from mmgen.decoding.masked import MaskedRounds
 from mmgen.decoding.target import Filter
 from mmgen.model import transformer
@@ -100,8 +100,8 @@ def test_every_round_of_greedy_decoding(fixture):
     @jax.jit
     def step(t, tokens):
         settings = Settings(jnp.asarray(1 + scale), 0.5 + 0.8 * (1 - (t + 1) / T), jnp.float32(1), jnp.float32(0))
-        given = batch, jnp.arange(3), jax.random.key(0), settings, which, jnp.full(3, 32)
-        return decoder.round(params, *given, t, tokens)
+        request = Request(params, batch, jnp.arange(3), jax.random.key(0), settings, which)
+        return decoder.round(request, jnp.full(3, 32), t, tokens)
 
     tokens = jnp.full((3, 16, 2), 32)
     for t in range(T):
