@@ -13,6 +13,7 @@ VERBS = {
     "train": "train what an experiment file describes, or continue its run",
     "tokenize": "turn a set of pictures into token shards",
     "sample": "draw pictures from a trained or converted model",
+    "edit": "draw a part of a picture anew, or continue it beyond its edges",
     "export": "write a run's weights for use elsewhere",
     "convert": "read a published checkpoint",
     "info": "describe a run, an exported model, token shards or an experiment file",

@@ -24,6 +24,15 @@ def parser() -> Parser:
     what.add_argument("--prompts", metavar="FILE", help="a text file with one prompt a line")
     what.add_argument("--label", action="append", nargs="+", metavar="K", help="a class by number or name; several are allowed")
     p.add_argument("-n", "--num", type=int, metavar="N", help="pictures for each prompt or label, or in all (default: 1)")
+    add_settings(p)
+    p.add_argument("--out", metavar="FILE.png|DIR", help="one grid, or one file a picture (default: samples.png)")
+    p.add_argument("--tokens", metavar="FILE.npz", help="also write the token ids, int32 [N, sites]")
+    p.add_argument("--npz", metavar="FILE", help="write all pictures as one uint8 array")
+    return p
+
+
+def add_settings(p: Parser) -> None:
+    """What says how tokens are drawn."""
     p.add_argument("--seed", type=int, default=0, metavar="S", help="(default: 0)")
     p.add_argument("--guidance", type=float, metavar="G", help="classifier-free guidance; 1: none")
     p.add_argument("--guidance-schedule", metavar="NAME", help="constant, linear or power_cosine:P")
@@ -33,10 +42,6 @@ def parser() -> Parser:
     p.add_argument("--steps", type=int, metavar="T", help="rounds of a masked model")
     p.add_argument("--choice-temperature", type=float, metavar="T", help="of a masked model: how freely it fills")
     p.add_argument("--dtype", choices=("float32", "bfloat16"), help="to compute in (default: float32 on a CPU, else bfloat16)")
-    p.add_argument("--out", metavar="FILE.png|DIR", help="one grid, or one file a picture (default: samples.png)")
-    p.add_argument("--tokens", metavar="FILE.npz", help="also write the token ids, int32 [N, sites]")
-    p.add_argument("--npz", metavar="FILE", help="write all pictures as one uint8 array")
-    return p
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from mmgen_tokenizers.layout import TokenLayout
 from mmgen_tokenizers.shards import ShardWriter
 
 from mmgen.config import Data, Experiment, GeneratorTask, Optimizer, Schedule, Shapes, TokenizerTask, TokenShards
-from mmgen.model.config import BlockConfig, ClassCondition, Dropout, GeneratorConfig, NextToken
+from mmgen.model.config import BlockConfig, ClassCondition, Dropout, GeneratorConfig
 
 OPTIMIZER = Optimizer(schedule=Schedule("constant", peak=3e-3))
 LAYOUT = TokenLayout(height=2, width=2, codebook_size=32)
@@ -26,11 +26,8 @@ def tokenizer_experiment(losses=mt.TokenizerLosses(), revive_after: int | None =
     return Experiment(task, data, **{**EVERY, "optimizer": OPTIMIZER, "steps": 4, "batch": 4, **fields})
 
 
-def generator_experiment(
-    data: Data, condition=ClassCondition(3), tokenizer=None, dropout=0.1, plan=NextToken(), **fields
-) -> Experiment:
+def generator_experiment(data: Data, condition=ClassCondition(3), tokenizer=None, dropout=0.1, **fields) -> Experiment:
     model = GeneratorConfig(
-        plan=plan,
         layout=LAYOUT,
         condition=condition,
         block=BlockConfig(width=8, heads=1, mlp=8),
@@ -41,10 +38,11 @@ def generator_experiment(
     return Experiment(task, data, **{**EVERY, "optimizer": OPTIMIZER, "steps": 4, "batch": 4, **fields})
 
 
-def write_shards(folder, tokenizer="somebody", layout: TokenLayout = LAYOUT, labels=("cat", "dog", "eel")) -> Data:
-    """Sixteen pictures with labels, whose ids go by the label."""
+def write_shards(folder, tokenizer="somebody", layout: TokenLayout = LAYOUT, labels=("cat", "dog", "eel"), captions=()) -> Data:
+    """Sixteen pictures with labels, whose ids go by the label; the first ones with captions."""
     rng = np.random.default_rng(0)
     with ShardWriter(folder, tokenizer, layout, labels=labels) as writer:
         for i in range(16):
-            writer.add(10 * (i % 3) + rng.integers(0, 3, (2, layout.sites)), label=i % 3)
+            caption = captions[i] if i < len(captions) else None
+            writer.add(10 * (i % 3) + rng.integers(0, 3, (2, layout.sites)), label=i % 3, caption=caption)
     return Data(TokenShards(str(folder)))

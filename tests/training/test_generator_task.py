@@ -16,7 +16,7 @@ import mmgen
 from mmgen.config import Data, Shapes, overrides
 from mmgen.data.text import TextTokenizer
 from mmgen.model import transformer
-from mmgen.model.config import ClassCondition, Dropout, FeatureCondition, GeneratorConfig, Masked, TextCondition
+from mmgen.model.config import ClassCondition, Dropout, FeatureCondition, GeneratorConfig, TextCondition
 from mmgen.training.generator_task import GeneratorTraining, decayed
 from mmgen.training.metrics import read_metrics
 from mmgen.training.state import initial_state
@@ -104,8 +104,9 @@ def test_a_class_conditional_run_learns_resumes_and_exports(shards, tmp_path):
 
 def test_a_masked_run_learns_and_fills_the_holes(shards, tmp_path):
     """Nine of the 32 codes are used."""
-    chosen = generator_experiment(shards, plan=Masked(steps=3, smoothing=0.0), steps=60, batch=8, validation=shards)
-    result = mmgen.train(chosen, tmp_path / "run")
+    chosen = generator_experiment(shards, steps=60, batch=8, validation=shards)
+    fields = ["--task.model.plan.kind", "Masked", "--task.model.plan.steps", "3", "--task.model.plan.smoothing", "0"]
+    result = mmgen.train(overrides(chosen, fields), tmp_path / "run")
     assert np.log(3) < result.metrics["validation/loss"] < 2.5
     generator = mmgen.load(result.folder)
     out = generator.generate(labels=["cat", "eel"], num=8, guidance=2.0)
