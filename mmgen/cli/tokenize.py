@@ -3,7 +3,9 @@
 SPEC of --data is one of
   shapes[:test]              the embedded scenes
   tfds:NAME[:SPLIT]          a TFDS data set that was prepared as array_record (see --data-dir)
-  FOLDER                     pictures: metadata.jsonl with file_name and text, or one folder a class
+  FOLDER                     pictures: metadata.jsonl with file_name and text, one folder a class, or pictures alone
+
+Captions and classes are stored with the tokens where there are any.
 
 example:
   mmgen tokenize runs/my_tokenizer --data my_pictures/train --out my_tokens --crops random:8

@@ -437,3 +437,6 @@ class ShapesSource:
             raise IndexError(index)
         made = scene(int(index), self.split)
         return {"image": draw(made, self.size), "text": made.caption}
+
+    def caption(self, index: int) -> str:
+        return scene(int(index), self.split).caption

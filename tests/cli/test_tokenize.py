@@ -63,6 +63,18 @@ def test_random_crops_follow_the_seed_and_not_the_count(tokenizer_folder, pictur
     assert (ids[0] != ids[2]).any()
 
 
+def test_captions_are_kept_where_there_are_any(tokenizer_folder, pictures, tmp_path):
+    for i in (0, 1):
+        (tmp_path / "data" / f"{i}.png").parent.mkdir(exist_ok=True)
+        (tmp_path / "data" / f"{i}.png").write_bytes((pictures / f"{i}.png").read_bytes())
+    assert run(tokenizer_folder, "--data", tmp_path / "data", "--out", tmp_path / "none") == 0
+    lines = [json.dumps({"file_name": "0.png"}), json.dumps({"file_name": "1.png", "text": "one"})]
+    (tmp_path / "data" / "metadata.jsonl").write_text("\n".join(lines))
+    assert run(tokenizer_folder, "--data", tmp_path / "data", "--out", tmp_path / "one") == 0
+    found = [[ShardReader(tmp_path / name).about(i).get("caption") for i in (0, 1)] for name in ("none", "one")]
+    assert found == [[None, None], [None, "one"]]
+
+
 def test_classes_keep_their_names(tokenizer_folder, tmp_path):
     for name, shade in (("dark", 0), ("light", 255)):
         (tmp_path / "data" / name).mkdir(parents=True)

@@ -54,7 +54,7 @@ def test_read_what_was_written(tmp_path, cache, where):
     for i in (19, 0, 6, 7, 13, 14):  # both sides of each border of files
         read = reader[i]
         assert read.pop("ids").tolist() == ids[i].tolist()
-        assert read == {"label": i % 2, "caption": f"bild {i}\nзакат", "height": 30 + i, "width": 40}
+        assert read == {"label": i % 2, "caption": f"bild {i}\nзакат", "height": 30 + i, "width": 40} == reader.about(i)
     assert reader[3]["ids"].dtype == np.int32
     for bad in (-1, 20):
         with pytest.raises(IndexError):

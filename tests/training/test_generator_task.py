@@ -13,6 +13,7 @@ from models import LAYOUT, VQGAN, generator_experiment, write_shards
 
 import mmgen
 from mmgen.config import Data, Shapes
+from mmgen.data import shapes
 from mmgen.data.text import TextTokenizer
 from mmgen.model import transformer
 from mmgen.model.config import ClassCondition, Dropout, FeatureCondition, GeneratorConfig, TextCondition
@@ -65,6 +66,26 @@ def test_pictures_are_encoded_in_the_step_as_the_tokenizer_does(tokenizer_folder
     inside = jax.jit(task.with_ids)(task.frozen, task.prepare(raw))
     assert "image" not in inside
     np.testing.assert_array_equal(inside["ids"], mt.load(tokenizer_folder).encode(raw["image"]))
+
+
+def test_the_text_model_learns_without_pictures(tokenizer_folder, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(shapes, "draw", lambda *args, real=shapes.draw: drawn.append(args) or real(*args))
+    task = GeneratorTraining(generator_experiment(SHAPES, TEXT, str(tokenizer_folder)), tmp_path)
+    assert len(drawn) == 1  # to see what the data have
+    captions = [task.source.caption(i) for i in range(len(task.source))]
+    assert len(drawn) == 1 and len(set(captions)) > 30
+    assert task.text._model == TextTokenizer.train(captions, TEXT.vocabulary)._model
+
+
+def test_a_picture_without_a_caption_is_refused(tmp_path):
+    partly = write_shards(tmp_path / "shards", captions=["a red circle"] * 15)  # the last of 16 has none
+    with pytest.raises(UserError, match="some pictures of the data have no caption"):
+        GeneratorTraining(generator_experiment(partly, TEXT), tmp_path)
+    TextTokenizer.train(["a red circle"], 48).save(tmp_path)
+    task = GeneratorTraining(generator_experiment(partly, TEXT, batch=16), tmp_path)
+    with pytest.raises(UserError, match="some pictures of the data have no caption"):
+        batch_of(task)
 
 
 def test_decay_mask_does_not_count_the_axis_of_layers():

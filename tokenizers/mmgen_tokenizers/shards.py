@@ -46,9 +46,12 @@ def _encode(ids: np.ndarray, about: Mapping[str, Any]) -> bytes:
     return json.dumps(header).encode() + b"\n" + ids.tobytes()  # JSON has no raw newline
 
 
+def _about(record: bytes) -> dict[str, Any]:
+    return json.loads(record[: record.index(b"\n")])
+
+
 def _decode(record: bytes) -> dict[str, Any]:
-    header, _, data = record.partition(b"\n")
-    about = json.loads(header)
+    about, data = _about(record), record[record.index(b"\n") + 1 :]
     ids = np.frombuffer(data, np.dtype(about.pop("dtype")).newbyteorder("<")).astype(np.int32)
     return {"ids": ids.reshape(about.pop("shape"))} | about
 
@@ -234,14 +237,21 @@ class ShardReader:
         return self.manifest["count"]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        return _decode(self._record(index))
+
+    def about(self, index: int) -> dict[str, Any]:
+        """What is known of a picture beside its ids: "label", "caption", "height", "width" where it had them."""
+        return {name: value for name, value in _about(self._record(index)).items() if name not in ("shape", "dtype")}
+
+    def _record(self, index: int) -> bytes:
         if not 0 <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
         if self._records is not None:
-            return _decode(self._records[index])
+            return self._records[index]
         shard = bisect_right(self._ends, index)
         start = self._ends[shard - 1] if shard else 0
         with self._lock:
-            return _decode(self._readers[shard].read([index - start])[0])
+            return self._readers[shard].read([index - start])[0]
 
 
 # LlamaGen's codes --------------------------------------------------------------------------------------------------
