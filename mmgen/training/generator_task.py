@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Int
 from mmgen_tokenizers.api import FAMILIES
 from mmgen_tokenizers.errors import UserError
+from mmgen_tokenizers.files import save_arrays
 from mmgen_tokenizers.layout import TokenLayout
 from mmgen_tokenizers.pictures import grid, write_png
 
@@ -52,6 +53,7 @@ class GeneratorTraining:
         self.text = _text_model(self.config.condition, folder, self.source)
         self.unit = ("tokens", self.config.layout.sites * self.config.layout.groups)
         self.generator: Generator | None = None
+        self.exported: set[Path] = set()
 
     def optimizer(self, experiment: Experiment) -> optax.GradientTransformation:
         return adamw(experiment.optimizer, experiment.steps, decayed(transformer.axes(self.config)))
@@ -140,15 +142,23 @@ class GeneratorTraining:
         return {"prompts": [source.caption(int(i)) for i in np.linspace(0, len(source) - 1, SHOWN)]}
 
     def export(self, weights: Tree, folder: Path, step: int) -> None:
-        self._generator(jax.device_get(weights)).save(folder)
+        """All of it once, then the weights alone: nothing else changes."""
+        if folder in self.exported:
+            save_arrays(folder, weights)
+        else:
+            self._new_generator(weights).save(folder)
+            self.exported.add(folder)
 
     def _generator(self, weights: Tree) -> Generator:
         """One generator whose compiled programs serve all weights."""
         if self.generator is None:
-            kind = "ema" if self.experiment.ema else "raw"
-            sampling, labels = self.experiment.task.sampling, self.source.labels
-            self.generator = Generator(self.config, weights, self.tokenizer, self.text, sampling, labels, kind, self.dtype)
+            self.generator = self._new_generator(weights)
         return _with_params(self.generator, weights)
+
+    def _new_generator(self, weights: Tree) -> Generator:
+        kind = "ema" if self.experiment.ema else "raw"
+        sampling, labels = self.experiment.task.sampling, self.source.labels
+        return Generator(self.config, weights, self.tokenizer, self.text, sampling, labels, kind, self.dtype)
 
 
 def _with_params(generator: Generator, params: Tree) -> Generator:

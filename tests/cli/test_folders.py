@@ -119,6 +119,7 @@ def test_export_of_one_checkpoint_of_a_run(tmp_path, capsys):
         weights[which] = load_arrays(tmp_path / which)["quantizer"]["codebook"]
     assert f"{tmp_path / 'last'}: tokenizer (vqgan), of step 3" in capsys.readouterr().out
     np.testing.assert_array_equal(weights["3"], weights["last"])
+    assert run("info", tmp_path / "run") == 0 and "MB of weights of step 3\n" in capsys.readouterr().out
     assert np.abs(weights["1"] - weights["3"]).max() > 0
     assert run("export", tmp_path / "run", "--out", tmp_path / "x", "--checkpoint", "7") == 2
     assert "no checkpoint 7, it has those of step [1, 2, 3]" in capsys.readouterr().err

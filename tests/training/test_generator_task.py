@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.families import vqgan
+from mmgen_tokenizers.files import load_arrays
 from models import LAYOUT, VQGAN, generator_experiment, write_shards
 
 import mmgen
@@ -107,7 +108,8 @@ def test_what_the_model_marks_as_frozen_gets_no_gradient(shards, tmp_path):
 
 def test_a_class_conditional_run_learns_resumes_and_exports(shards, tmp_path):
     def run(name, steps):
-        chosen = generator_experiment(shards, steps=steps, accumulate=2, ema=0.9, batch=8, validation=shards)
+        fields = {"accumulate": 2, "ema": 0.9, "batch": 8, "validation": shards, "every_checkpoint": 20}
+        chosen = generator_experiment(shards, steps=steps, **fields)
         return mmgen.train(chosen, tmp_path / name)
 
     run("stopped", 20)
@@ -117,6 +119,8 @@ def test_a_class_conditional_run_learns_resumes_and_exports(shards, tmp_path):
     assert losses[0] == losses[1] and len(losses[0]) == 40
     assert losses[1][0] == pytest.approx(np.log(32), rel=0.05) and result.metrics["validation/loss"] < 2.9
     generator = mmgen.load(tmp_path / "straight")
+    exports = [load_arrays(tmp_path / name / "export") for name in ("stopped", "straight")]  # the second one was written twice
+    jax.tree.map(np.testing.assert_array_equal, *exports)
     assert generator.labels == ("cat", "dog", "eel") and generator.weights == "ema"
     assert generator.generate(labels=["dog", "cat"], num=2).tokens.shape == (4, 4)
     assert not (tmp_path / "straight/previews").exists()  # nothing turns these ids into pictures
