@@ -41,8 +41,11 @@ def main(arguments: Sequence[str]) -> None:
     args = parser().parse_args(arguments)
     existing(args.run)
 
+    from mmgen_tokenizers.cache import use_compilation_cache
+
     from mmgen import samples
 
+    use_compilation_cache()
     settings = {name: getattr(args, name) for name in SETTINGS}
     samples.sample(
         args.run,

@@ -55,7 +55,10 @@ def main(arguments: Sequence[str]) -> None:
         print(f"{args.out}: codes of {count} pictures")
         return
 
+    from mmgen_tokenizers.cache import use_compilation_cache
+
     from mmgen.data.tokenize import tokenize
 
+    use_compilation_cache()
     tokenize(args.tokenizer, args.data, args.out, crops=args.crops, flip=args.flip, count=args.count, seed=args.seed,
              data_dir=args.data_dir)  # fmt: skip

@@ -12,13 +12,13 @@ from typing import Literal
 
 import jax
 import numpy as np
+from mmgen_tokenizers.cache import use_compilation_cache
 from mmgen_tokenizers.configs import to_json
-from mmgen_tokenizers.errors import UserError
+from mmgen_tokenizers.errors import UserError, full_disk
 
 from mmgen import config
 from mmgen.config import Experiment
-from mmgen.training.checkpoint import Checkpoints, full_disk
-from mmgen.training.compilation import use_compilation_cache
+from mmgen.training.checkpoint import Checkpoints
 from mmgen.training.exports import Exports
 from mmgen.training.metrics import read_metrics
 from mmgen.training.report import Report, due

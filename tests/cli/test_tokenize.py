@@ -38,7 +38,7 @@ def test_center(tokenizer, tokenizer_folder, pictures, tmp_path, capsys):
         assert run(tokenizer_folder, "--data", pictures, "--out", tmp_path / "t") == 0
     assert "5 pictures (center), 4 tokens each, 1 damaged pictures replaced" in capsys.readouterr().out
     reader = ShardReader(tmp_path / "t")
-    assert (len(reader), reader.crops, reader.tokenizer) == (5, "center", tokenizer.fingerprint)
+    assert (len(reader), reader.manifest["crops"], reader.tokenizer) == (5, "center", tokenizer.fingerprint)
     expected = tokenizer.encode(np.stack([fit(picture(pictures, i), 8) for i in (0, 1, 2, 4, 4)]))
     np.testing.assert_array_equal(np.concatenate([reader[i]["ids"] for i in range(5)]), expected)
     assert reader[1] | {"ids": None} == {"ids": None, "caption": "picture 1", "height": 10, "width": 12}

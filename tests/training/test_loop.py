@@ -144,7 +144,7 @@ def test_full_disk_is_one_clear_line_and_older_checkpoints_stay(tmp_path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.ocp.CheckpointManager, "save", full)
-        with pytest.raises(UserError, match=f"no space left on the disk of {tmp_path}/checkpoints: older"):
+        with pytest.raises(UserError, match=f"no space left on the disk of {tmp_path}/checkpoints: what was complete"):
             run(tmp_path, steps=10)
     assert steps_in(tmp_path) == [5]
     assert run(tmp_path, steps=10).step == 10

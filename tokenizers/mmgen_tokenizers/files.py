@@ -186,6 +186,18 @@ def load_arrays(folder: str | Path, stem: str = "model") -> dict[str, Any]:
     return unflatten(_read_folder(Path(folder), stem))
 
 
+def check_shapes(folder: str | Path, params: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raises `UserError` that names the first array of FOLDER/model.safetensors with another shape than `expected` (nested
+    dicts of what has one), or that only one side has."""
+    has, wants = ({name: list(leaf.shape) for name, leaf in flatten(tree).items()} for tree in (params, expected))
+    for name in sorted(has.keys() | wants.keys()):
+        found, needed = (shapes.get(name, "nothing") for shapes in (has, wants))
+        if found != needed:
+            raise UserError(
+                f"{folder}/model.safetensors: {name} is {found}, config.json asks for {needed}: they do not belong together"
+            )
+
+
 def _state_dict(content: Any) -> Any:
     """The weights in a training checkpoint: under "ema", "model", "module" or "state_dict" (nested, even), or bare."""
     while isinstance(content, Mapping):
