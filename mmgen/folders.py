@@ -44,12 +44,13 @@ def export(folder: str | Path, out: str | Path, format: str | None = None, check
     else:
         from mmgen_tokenizers import load, pretrained
     model = load(place)
+    kind = "generator" if is_generator(config) else f"tokenizer ({model.family})"
     if format is None:
         model.save(out)
-    else:
-        pretrained.export(model, out, format)
-    kind = "generator" if is_generator(config) else f"tokenizer ({model.family})"
-    return f"{out}: {kind}" + (f", in the form of {format}" if format else "")
+        return f"{out}: {kind}"
+    pretrained.export(model, out, format)
+    alone = " alone; export the folder tokenizer/ beside its config.json as well" if getattr(model, "tokenizer", None) else ""
+    return f"{out}: the weights of the {kind}{alone}, under the names of {format}"
 
 
 def convert(
