@@ -2,6 +2,7 @@
 
 CHECKPOINT is a safetensors file (or folder), or a .pt, .pth, .ckpt or .bin of torch: torch is not needed, and nothing in the
 file is run. Families of tokenizers are converted as well as families of generators; a name that is not known lists all.
+--config takes the published code's own keys, says which of them it ignores, and refuses those that the family does not know.
 
 example:
   mmgen convert llamagen-vq vq_ds16_c2i.pt --out models/vq16

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .arguments import Parser, existing, json_object
-from .errors import UserError, is_full_disk, nearest
+from .errors import UserError, is_full_disk, nearest, plain_warnings
 
 DESCRIPTION = "Image tokenizers: pictures to integers and back."
 EXAMPLE = """example:
@@ -160,7 +160,7 @@ def convert(args: argparse.Namespace) -> None:
     """Convert published weights (safetensors, .pt, .pth, .ckpt, .bin: torch is not needed, nothing in the file is run).
 
     `mmgen-tokenizers list` names the families. The weights say most of the configuration; --config takes the reference's own
-    keys for the rest.
+    keys for the rest, says which of them it ignores, and refuses those that the family does not know.
 
     example:
       mmgen-tokenizers convert llamagen-vq vq_ds16_c2i.pt --out models/vq16
@@ -288,6 +288,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 for what the user can mend."""
+    plain_warnings()
     try:
         run(sys.argv[1:] if arguments is None else arguments)
         return 0

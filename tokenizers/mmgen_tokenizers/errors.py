@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import errno
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -33,6 +34,11 @@ def full_disk(folder: Path) -> Iterator[None]:
         raise UserError(
             f"no space left on the disk of {folder}: what was complete is intact; free some and start the same command again"
         ) from error
+
+
+def plain_warnings() -> None:
+    """For commands: a warning is for the user, one line without the place in our code."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
