@@ -33,8 +33,8 @@ def parser() -> Parser:
     p.add_argument(
         "--crops",
         default="center",
-        metavar="center|random:K|ten",
-        help="one central crop, K random crops, or LlamaGen's ten crops of each picture (default: center)",
+        metavar="center|random:K|ten[:MARGINS]",
+        help="of each picture the middle (default), K random crops, or LlamaGen's ten (ten:1.1,1.05: twice ten)",
     )
     p.add_argument("--flip", action="store_true", help="mirror half of the random crops")
     p.add_argument("--count", type=int, metavar="N", help="only the first N pictures")
