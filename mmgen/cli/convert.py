@@ -20,7 +20,7 @@ from mmgen.cli.parsing import Parser, existing
 
 def parser() -> Parser:
     p = Parser("mmgen convert", __doc__)
-    p.add_argument("family", metavar="FAMILY", help="llamagen-gpt, nar, var, or a tokenizer's: `mmgen-tokenizers list`")
+    p.add_argument("family", metavar="FAMILY", help="llamagen-gpt, nar, rar, var, or a tokenizer's: `mmgen-tokenizers list`")
     p.add_argument("checkpoint", metavar="CHECKPOINT")
     p.add_argument("--out", metavar="DIR", required=True, help="folder to write")
     p.add_argument("--config", metavar="FILE.json", help="the model's own settings, where its weights do not show them")

@@ -27,7 +27,7 @@ def parser() -> Parser:
         metavar="best|last|STEP",
         help="of a run: the one with the lowest validation loss, the last one (default), or that of a step",
     )
-    p.add_argument("--format", metavar="NAME", help="names and layout of published code: llamagen, nar, var (default: our own)")
+    p.add_argument("--format", metavar="NAME", help="published names and layout: llamagen, nar, rar, var (default: our own)")
     return p
 
 

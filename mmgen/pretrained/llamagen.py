@@ -186,12 +186,15 @@ def to_reference(
 
 
 def _refuse_differences(c: GeneratorConfig, plan: Plan) -> None:
+    sizes = ("width", "heads", "kv_heads", "mlp", "rope_base", "norm_eps")
+    theirs = BlockConfig(**{name: getattr(c.block, name) for name in sizes})
+    changed = {f"block.{name} {value}": value != getattr(theirs, name) for name, value in vars(c.block).items()}
     differences = {
         f"the plan is {c.plan}, not {plan}": c.plan != plan,
         "the layout is not a square grid of single tokens": c.layout.groups > 1 or c.layout.height != c.layout.width,
-        "qk_norm": c.block.qk_norm,
-        "rope_1d": c.block.position != "rope_2d",
         "a text condition of its own": not isinstance(c.condition, ClassCondition | FeatureCondition),
+        "slots before the class": isinstance(c.condition, ClassCondition) and c.condition.prefix > 0,
+        **changed,
     }
     found = [name for name, is_so in differences.items() if is_so]
     if found:

@@ -6,6 +6,8 @@ own ch, ch_mult, num_res_blocks, quant_resi, share_quant_resi, using_znorm, and 
 drop_path_rate, flash_if_available, fused_if_available.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,7 +125,8 @@ def from_reference(c: GeneratorConfig, state: dict[str, np.ndarray]) -> dict:
 
 def to_reference(c: GeneratorConfig, params: dict, xp=np) -> dict[str, np.ndarray]:
     """Our parameters -> VAR's tensors and buffers, flat: the inverse of `from_reference`, bit for bit."""
-    if not isinstance(c.plan, NextScale) or c.block.modulation == "none" or c.block.position != "learned":
+    like = dataclasses.replace(c.block, mlp_kind="gelu", bias=True, qk_norm=False, norm="rms", position="learned")
+    if not isinstance(c.plan, NextScale) or c.block != like or c.block.modulation not in ("block", "shared"):
         raise UserError("VAR's code has no model like this one: export it without --format")
     theirs = rename(flatten(_unstacked(c, params, xp)), ROWS, None, back=True)
     scale = np.repeat(np.arange(len(c.layout.scales)), [h * w for h, w in c.layout.scales])

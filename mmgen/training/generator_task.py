@@ -22,8 +22,9 @@ from mmgen.data import Source, open_source
 from mmgen.data.text import FILE, TextTokenizer
 from mmgen.generator import Generator
 from mmgen.model import transformer
-from mmgen.model.config import ClassCondition, FeatureCondition, NextScale, TextCondition
+from mmgen.model.config import ClassCondition, FeatureCondition, NextScale, RandomOrder, TextCondition
 from mmgen.model.inputs import adopt
+from mmgen.model.orders import draw_orders, in_orders
 from mmgen.progress import Counter
 from mmgen.training.optimizer import adamw
 from mmgen.training.state import Tree
@@ -68,8 +69,11 @@ class GeneratorTraining:
         return {}
 
     def gradients(self, params, extra, frozen, batch, key, step):
-        key_drop, key_model = jax.random.split(key)
+        key_drop, key_model, key_order = jax.random.split(key, 3)
         batch = self.drop_condition(self.with_ids(frozen, batch), key_drop)
+        if isinstance(self.config.plan, RandomOrder):
+            orders = draw_orders(self.config, key_order, step / self.experiment.steps, len(batch["ids"]))
+            batch = in_orders(self.config, batch, orders)
 
         def loss(params: Tree):
             return transformer.loss(self.config, self._trained(params), batch, key_model, self.dtype)

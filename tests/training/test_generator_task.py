@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import mmgen_tokenizers as mt
 import numpy as np
+import plans
 import pytest
 from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.families import vqgan
@@ -13,7 +14,7 @@ from mmgen_tokenizers.files import load_arrays
 from models import LAYOUT, VQGAN, generator_experiment, write_shards
 
 import mmgen
-from mmgen.config import Data, Shapes
+from mmgen.config import Data, Shapes, overrides
 from mmgen.data import shapes
 from mmgen.data.text import TextTokenizer
 from mmgen.model import transformer
@@ -124,6 +125,31 @@ def test_a_class_conditional_run_learns_resumes_and_exports(shards, tmp_path):
     assert generator.labels == ("cat", "dog", "eel") and generator.weights == "ema"
     assert generator.generate(labels=["dog", "cat"], num=2).tokens.shape == (4, 4)
     assert not (tmp_path / "straight/previews").exists()  # nothing turns these ids into pictures
+
+
+def random_orders(shards, **fields) -> mmgen.Experiment:
+    chosen = generator_experiment(shards, batch=8, **fields)
+    return overrides(chosen, ["--task.model.plan.kind", "RandomOrder", "--task.model.plan.anneal", "0.4,0.8"])
+
+
+def test_a_run_in_random_orders_learns(shards, tmp_path):
+    mmgen.train(random_orders(shards, steps=40), tmp_path / "run")
+    losses = [e["loss"] for e in read_metrics(tmp_path / "run") if "loss" in e]
+    assert losses[0] == pytest.approx(np.log(32), rel=0.05) and np.mean(losses[-5:]) < 2.9
+    assert mmgen.load(tmp_path / "run").config.plan.anneal == (0.4, 0.8)
+
+
+def test_orders_go_by_the_step_and_end_as_raster(shards, tmp_path):
+    chosen = random_orders(shards, steps=10, dropout=0.0)
+    still = replace(chosen.task.model, dropout=Dropout())
+    task = GeneratorTraining(replace(chosen, task=replace(chosen.task, model=still)), tmp_path)
+    params, batch = plans.randomized(transformer.init(still, jax.random.key(0))), batch_of(task)
+    gradients = jax.jit(lambda key, step: task.gradients(params, {}, {}, batch, key, step)[2]["loss"])
+    keys = jax.random.split(jax.random.key(0))
+    first, again, other, late = (gradients(keys[i], step) for i, step in ((0, 0), (0, 0), (1, 0), (0, 8)))
+    raster = jax.jit(task.validate)(params, {}, {}, batch)["loss"]
+    assert first == again and len({float(first), float(other), float(raster)}) == 3
+    np.testing.assert_allclose(late, raster, rtol=1e-5)
 
 
 def test_a_text_conditional_run(tokenizer_folder, tmp_path):
