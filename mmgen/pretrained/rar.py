@@ -2,7 +2,7 @@
 
 The weights show every size. `config` takes RAR's own keys, those of its files' model.generator or the whole file; sizes that it
 states must be those of the weights, and guidance_scale, guidance_scale_pow and randomize_temperature replace the recommended
-sampling.
+sampling. Ignored: model_type, dropout, attn_drop, class_label_dropout, use_checkpoint.
 """
 
 import math
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.files import flatten, rename, unflatten
+from mmgen_tokenizers.pretrained.from_weights import settings
 
 from mmgen.model import transformer
 from mmgen.model.config import BlockConfig, ClassCondition, Dropout, GeneratorConfig, RandomOrder, Sampling, TokenLayout
@@ -121,10 +122,7 @@ def _own_keys(config: dict) -> dict:
     if "model" in config:
         parts = config["model"]
         given = {"codebook_size": parts.get("vq_model", {}).get("codebook_size"), **parts.get("generator", {})}
-    for key in given:
-        if key not in (*SHOWN, *USED, *IGNORED):
-            raise UserError(f"rar has no config key {key!r}.{nearest(key, (*SHOWN, *USED, *IGNORED))}")
-    return given
+    return settings("rar", given, {}, (*SHOWN, *USED), IGNORED)
 
 
 def _sampling(given: dict, depth: int, width: int) -> Sampling:

@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_refused(fixture, tmp_path):
     weights = folder / "model.safetensors"
     with pytest.raises(UserError, match="config says hidden_size 768, the checkpoint's tensors 64"):
         mmgen.convert("rar", weights, out=tmp_path / "x", config={"hidden_size": 768})
-    with pytest.raises(UserError, match="no config key 'guidance'.*guidance_scale"):
+    with pytest.raises(UserError, match="unknown config key 'guidance'.*guidance_scale"):
         mmgen.convert("rar", weights, out=tmp_path / "x", config={"guidance": 768})
     for format, words in (("llamagen", "LlamaGen's code has no model"), ("var", "VAR's code has no model")):
         with pytest.raises(UserError, match=words):
