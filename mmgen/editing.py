@@ -14,7 +14,6 @@ from mmgen_tokenizers.pictures import center_crop, fit, read_picture, resize_sho
 from mmgen.generator import Generator, load
 from mmgen.model.config import ClassCondition, FeatureCondition
 from mmgen.samples import number
-from mmgen.training.compilation import use_compilation_cache
 
 SIDES = {"left": (1, False), "right": (1, True), "top": (0, False), "bottom": (0, True)}  # axis, whether at its end
 Picture = UInt8[np.ndarray, "H W 3"]
@@ -37,7 +36,6 @@ def edit(
 
     `settings` go to `Generator.generate`. Raises UserError for what the model or its plan cannot do.
     """
-    use_compilation_cache()
     start, generator = time.perf_counter(), load(folder, dtype)
     size = picture_size(generator)
     given = _condition(generator, prompt, label) | {"seed": seed} | settings

@@ -45,8 +45,11 @@ def main(arguments: Sequence[str]) -> None:
     if not args.out.lower().endswith(".png"):
         raise UserError(f"--out {args.out}: the picture is written as FILE.png")
 
+    from mmgen_tokenizers.cache import use_compilation_cache
+
     from mmgen import editing, samples
 
+    use_compilation_cache()
     given = {name: getattr(args, name) for name in ("mask", "prompt", "label", "out", "seed", "dtype")}
     args.guidance_schedule = samples.schedule(args.guidance_schedule)
     settings = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}

@@ -1,8 +1,10 @@
 """MaskBit's generator (arXiv 2409.16211): family `maskbit`, with the tokenizer of the same name.
 
-The weights show every size but the number of heads. `config` takes MaskBit's own keys, those of its files' model.mlm_model or
-the whole file; sizes that it states must be those of the weights. heads (16) is read. guidance_scale, guidance_annealing,
-scale_pow, num_steps, randomize_temperature, softmax_temperature and gen_mask_schedule_strategy replace what is recommended.
+`config` takes MaskBit's own keys, those of its files' model.mlm_model or the whole file. Read: heads (16), and instead of what
+is recommended guidance_scale, guidance_annealing, scale_pow, num_steps, randomize_temperature, softmax_temperature and
+gen_mask_schedule_strategy. What the weights show must agree: hidden_dim, codebook_size, codebook_splits, depth, mlp_dim,
+nclass, use_prenorm. Ignored: model_cls, img_size, input_stride, dropout, class_label_dropout, train_mask_schedule_strategy,
+use_sampling_annealing.
 """
 
 import dataclasses
@@ -15,6 +17,7 @@ import mmgen_tokenizers as mt
 import numpy as np
 from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.files import flatten, read_checkpoint, rename, unflatten
+from mmgen_tokenizers.pretrained.from_weights import agree, settings
 
 from mmgen.model import transformer
 from mmgen.model.config import BlockConfig, ClassCondition, Dropout, GeneratorConfig, Masked, Sampling, TokenLayout
@@ -109,7 +112,7 @@ def configure(state: dict[str, np.ndarray], config: dict | None) -> tuple[Genera
     """The model that a checkpoint holds, and its recommended sampling."""
     if "input_proj.weight" not in state or "bits_to_indices" not in state:
         raise UserError("the checkpoint has no input_proj.weight or no bits_to_indices: it is no MaskBit generator")
-    given = _own_keys(config or {})
+    given = settings("maskbit", _section(config or {}), {}, (*SHOWN, *USED), IGNORED)
     width, bits = state["input_proj.weight"].shape
     shown = {
         "hidden_dim": width,
@@ -120,9 +123,7 @@ def configure(state: dict[str, np.ndarray], config: dict | None) -> tuple[Genera
         "nclass": len(state.get("class_emb.weight", ())) - 1,
         "use_prenorm": "norm_after_transformer.weight" in state,
     }
-    for key, value in shown.items():
-        if given.get(key) not in (None, value):
-            raise UserError(f"config says {key} {given[key]}, the checkpoint's tensors {value}")
+    agree("maskbit", given, shown)
     if shown["use_prenorm"]:
         raise UserError("the checkpoint has its norms before each branch (use_prenorm), which no published MaskBit has")
     if width != 1024 and "heads" not in given:
@@ -133,17 +134,9 @@ def configure(state: dict[str, np.ndarray], config: dict | None) -> tuple[Genera
     return _model(*sizes, shown["codebook_splits"], plan), sampling
 
 
-def _own_keys(config: dict) -> dict:
-    """MaskBit's keys from model.mlm_model of one of its files, or given as they are."""
-    given = dict(config)
-    if "model" in config:
-        parts = config["model"]
-        given = {"codebook_size": parts.get("vq_model", {}).get("codebook_size"), **parts.get("mlm_model", {})}
-    known = (*SHOWN, *USED, *IGNORED)
-    for key in given:
-        if key not in known:
-            raise UserError(f"maskbit has no config key {key!r}.{nearest(key, known)}")
-    return given
+def _section(config: dict) -> dict:
+    """What one of MaskBit's files says of the generator; keys that are given as they are stay so."""
+    return config.get("model", {}).get("mlm_model", {}) if "model" in config else config
 
 
 def _sampling(given: dict, bits: int) -> tuple[Masked, Sampling]:
