@@ -1,5 +1,7 @@
 """The command mmgen-tokenizers, verb by verb, in this process."""
 
+import re
+
 import jax
 import mmgen_tokenizers as mt
 import numpy as np
@@ -8,7 +10,8 @@ from mmgen_tokenizers import cli
 from mmgen_tokenizers.families import vqgan
 from mmgen_tokenizers.files import save_arrays, unflatten
 from mmgen_tokenizers.pictures import read_picture, write_png
-from mmgen_tokenizers.pretrained import PUBLISHED, export
+from mmgen_tokenizers.pretrained import FAMILIES, export
+from mmgen_tokenizers.pretrained.published import KNOWN, PUBLISHED
 from mmgen_tokenizers.shards import ShardReader, ShardWriter
 
 NET = mt.CNN(4, (1, 1), 1, 2, attention_levels=(1,), latent=4, groups=2)
@@ -89,13 +92,21 @@ def test_convert_and_info(folder, capsys):
     assert converted.fingerprint == made.fingerprint and converted.source == "llamagen-vq"
 
 
-def test_list_names_families_and_how_they_were_verified(capsys):
+def test_list_names_weights_and_how_they_were_verified(capsys):
     assert run("list") == 0
-    text = capsys.readouterr().out
-    assert "llamagen-vq" in text and "verified" in text
-    lines = {line.split()[0]: line.split()[1:] for line in text.splitlines()[3:]}
-    assert lines.keys() == PUBLISHED.keys()
-    assert lines["IBQ-1024"][:5] == ["ibq", "Apache-2.0", "256", "1024", "2.24"] and "-" in lines["chameleon"]
+    text, legend = capsys.readouterr().out.split("\n\n")
+    assert "shapes:" in legend
+    rows = {cells[0]: cells[1:] for cells in (re.split("  +", line) for line in text.splitlines()[1:])}
+    assert list(rows) == [*PUBLISHED, *KNOWN]
+    assert rows["IBQ-1024"] == ["ibq", "Apache-2.0", "256", "1024", "2.24", "numbers, shapes"]
+    assert rows["chameleon"][4:] == ["-", "shapes"] and rows["UniTok"] == ["not yet", "MIT", "256 x 8", "4096", "0.41", "-"]
+    assert {weights.family for weights in PUBLISHED.values()} == FAMILIES.keys()
+    assert not any(weights.family or weights.verified for weights in KNOWN.values())
+
+
+def test_the_readme_has_the_same_table(capsys, repository):
+    assert run("list", "--markdown") == 0
+    assert capsys.readouterr().out in (repository / "tokenizers" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("verb", [*cli.VERBS, None])

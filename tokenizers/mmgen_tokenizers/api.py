@@ -236,7 +236,8 @@ def _checked_images(images: Images) -> Images:
     first = images[0] if isinstance(images, list | tuple) and images else images
     images = stack(images) if isinstance(first, Image.Image) else np.asarray(images)
     if images.ndim != 4 or images.shape[-1] != 3 or not len(images):
-        raise UserError(f"expected pictures [B, H, W, 3] with 3 channels last, got {list(images.shape)}")
+        remedy = ": drop or repeat channels, or pass Pillow's pictures" if images.shape[-1:] in ((1,), (2,), (4,)) else ""
+        raise UserError(f"expected pictures [B, H, W, 3] with 3 channels last, got {list(images.shape)}{remedy}")
     if images.dtype == np.uint8:
         return images
     if not np.issubdtype(images.dtype, np.floating):
@@ -264,7 +265,7 @@ def load(folder: str | Path, dtype: Literal["float32", "bfloat16"] = "float32") 
         )
     if about.get("format", 0) > FORMAT:
         raise UserError(f"{folder} has format {about['format']}, this version reads up to {FORMAT}: upgrade mmgen-tokenizers")
-    config = from_json(kind[0], about["config"])
+    config = from_json(kind[0], about.get("config"), f"{folder}/config.json: config")
     params = load_arrays(folder)
     _check_shapes(folder, config, params)
     held = (folder / "reference_buffers.safetensors").is_file()

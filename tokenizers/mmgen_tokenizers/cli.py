@@ -165,7 +165,8 @@ def convert(args: argparse.Namespace) -> None:
     """Convert published weights (safetensors, .pt, .pth, .ckpt, .bin: torch is not needed, nothing in the file is run).
 
     `mmgen-tokenizers list` names the families. The weights say most of the configuration; --config takes the reference's own
-    keys for the rest.
+    keys for the rest. --check compares with what the reference's layers gave for a picture, names the first that diverges
+    and then writes nothing; what the .npz holds stands in the README, under "How to add one".
 
     example:
       mmgen-tokenizers convert llamagen-vq vq_ds16_c2i.pt --out models/vq16
@@ -180,7 +181,12 @@ def convert(args: argparse.Namespace) -> None:
             raise UserError(f"{args.config} is not JSON: {error}") from None
         if not isinstance(config, dict):
             raise UserError(f"{args.config} must hold a JSON object")
-    tokenizer = convert_checkpoint(args.family, _existing(args.checkpoint), args.out, config)
+    tokenizer = convert_checkpoint(args.family, _existing(args.checkpoint), None, config)
+    if args.check:
+        from .pretrained.check import explain, table_of
+
+        print(explain(tokenizer, table_of(tokenizer), _existing(args.check)))
+    tokenizer.save(args.out)
     print(f"wrote {args.out}: {_summary(tokenizer)}")
 
 
@@ -231,19 +237,14 @@ def _summary(tokenizer: Any) -> str:
 
 
 def list_families(args: argparse.Namespace) -> None:
-    """List the families of published weights, their presets, and how far each conversion was verified.
+    """List the published tokenizers: those that `convert` reads, how far each conversion was verified, and those not yet.
 
     example:
       mmgen-tokenizers list
     """
-    from .pretrained import FAMILIES, PUBLISHED
+    from .pretrained.published import LEGEND, markdown, plain
 
-    print(f"families of `convert`: {', '.join(FAMILIES)}\n")
-    width = max(map(len, PUBLISHED)) + 2
-    print(f"{'weights':<{width}}{'family':<17}{'licence':<15}{'ids at 256 px':>13}{'codes':>8}{'rFID':>6}  verified by")
-    for name, (family, licence, ids, codes, fid, verified) in PUBLISHED.items():
-        published = "-" if fid is None else f"{fid:.2f}"
-        print(f"{name:<{width}}{family:<17}{licence:<15}{ids:>13}{codes:>8}{published:>6}  {verified}")
+    print(markdown() if args.markdown else f"{plain()}\n\n{LEGEND}")
 
 
 # The command line --------------------------------------------------------------------------------------------------
@@ -280,11 +281,14 @@ def _arguments(verb: str, p: argparse.ArgumentParser) -> None:
         p.add_argument("checkpoint", metavar="CHECKPOINT")
         p.add_argument("--out", required=True, metavar="DIR")
         p.add_argument("--config", metavar="FILE.json", help="the reference's own keys")
+        p.add_argument("--check", metavar="IO.npz", help="what the reference's layers gave")
     if verb == "pixels":
         p.add_argument("--size", type=int, default=32, metavar="PIXELS", help="side of the pictures to train on (32)")
         p.add_argument("--palette", type=int, metavar="N", help="colours, instead of 8 bits a channel")
         p.add_argument("--pictures", metavar="FOLDER", help="that the colours are chosen by")
         p.add_argument("--out", required=True, metavar="DIR")
+    if verb == "list":
+        p.add_argument("--markdown", action="store_true", help="as the table of the README")
     if verb == "info":
         p.add_argument("folder", metavar="DIR")
 
