@@ -8,6 +8,7 @@ from typing import Any
 from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.files import read_json
 
+from mmgen.training.exports import STEP
 from mmgen.training.metrics import read_metrics
 
 
@@ -43,12 +44,13 @@ def export(folder: str | Path, out: str | Path, format: str | None = None, check
     else:
         from mmgen_tokenizers import load, pretrained
     model = load(place)
+    kind = "generator" if is_generator(config) else f"tokenizer ({model.family})"
     if format is None:
         model.save(out)
-    else:
-        pretrained.export(model, out, format)
-    kind = "generator" if is_generator(config) else f"tokenizer ({model.family})"
-    return f"{out}: {kind}" + (f", in the form of {format}" if format else "")
+        return f"{out}: {kind}"
+    pretrained.export(model, out, format)
+    alone = " alone; export the folder tokenizer/ beside its config.json as well" if getattr(model, "tokenizer", None) else ""
+    return f"{out}: the weights of the {kind}{alone}, under the names of {format}"
 
 
 def convert(
@@ -113,7 +115,8 @@ def describe_model(folder: Path) -> str:
     place, config = find(folder)
     weights = sum(file.stat().st_size for file in place.glob("model*.safetensors"))
     kind = "generator" if is_generator(config) else "tokenizer"
-    pages = [_page(f"{place}: a {kind}, {weights / 1e6:.1f} MB of weights", config)]
+    step = f" of step {read_json(place / STEP)['step']}" if (place / STEP).is_file() else ""
+    pages = [_page(f"{place}: a {kind}, {weights / 1e6:.1f} MB of weights{step}", config)]
     if (place / "tokenizer" / "config.json").is_file():
         pages.append(describe_model(place / "tokenizer"))
     return "\n".join(pages)

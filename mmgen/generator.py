@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from mmgen_tokenizers.configs import from_json, to_json
 from mmgen_tokenizers.errors import UserError, nearest
-from mmgen_tokenizers.files import load_arrays, read_json, save_arrays, write_json
+from mmgen_tokenizers.files import check_shapes, load_arrays, read_json, save_arrays, write_json
 
 from mmgen.decoding.autoregressive import Autoregressive, Settings, decode_params
 from mmgen.decoding.target import Filter, resolve
@@ -296,7 +296,7 @@ def load(folder: str | Path, dtype: Literal["float32", "bfloat16"] | None = None
         raise UserError(f"{folder}/config.json has another format than {FORMAT}: update mmgen, or export the run again")
     exported = from_json(Exported, config)
     params = load_arrays(folder)
-    _check_shapes(exported.model, params, folder)
+    check_shapes(folder, params, jax.eval_shape(lambda: transformer.init(exported.model, jax.random.key(0))))
     text = None
     if (folder / "text.model").is_file():
         from mmgen.data.text import TextTokenizer
@@ -304,15 +304,3 @@ def load(folder: str | Path, dtype: Literal["float32", "bfloat16"] | None = None
         text = TextTokenizer.load(folder / "text.model")
     tokenizer = mt.load(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
     return Generator(exported.model, params, tokenizer, text, exported.sampling, exported.labels, exported.weights, dtype)
-
-
-def _check_shapes(c: GeneratorConfig, params: dict, folder: Path) -> None:
-    expected = jax.eval_shape(lambda: transformer.init(c, jax.random.key(0)))
-    flat, wanted = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (params, expected))
-    for path in flat.keys() | wanted.keys():
-        found, need = (tree[path].shape if path in tree else None for tree in (flat, wanted))
-        if found != need:
-            name = ".".join(key.key for key in path)
-            raise UserError(
-                f"{name} is {found or 'absent'} in {folder}/model.safetensors, but config.json needs {need or 'none'}"
-            )

@@ -5,18 +5,23 @@ from mmgen_tokenizers.layout import TokenLayout
 from mmgen_tokenizers.quantizers.multiscale import MultiScaleVQ
 
 from mmgen.model.config import BlockConfig, ClassCondition, GeneratorConfig
-from mmgen.plan import NextNeighbor, NextScale
+from mmgen.plan import NextNeighbor, NextScale, RandomOrder
 
 
 def config(kind: str, **block) -> GeneratorConfig:
     """A tiny model of each kind, 5 codes, 3 classes."""
     grid, scales = TokenLayout(height=4, width=4, codebook_size=5), MultiScaleVQ(size=5, dim=3, scales=(1, 2, 3), phis=2)
     pyramid = TokenLayout("scales", 3, 3, 5, scales=scales.grids(3, 3))
-    plan, layout = {"neighbor": (NextNeighbor(), grid), "scale": (NextScale(scales), pyramid)}[kind]
+    plan, layout = {
+        "neighbor": (NextNeighbor(), grid), "random": (RandomOrder(), grid), "scale": (NextScale(scales), pyramid)
+    }[kind]  # fmt: skip
     sizes = BlockConfig(width=16, heads=2, mlp=24, **block)
     return GeneratorConfig(plan=plan, layout=layout, condition=ClassCondition(3), block=sizes, depth=2)
 
 
+RAR = {
+    "mlp_kind": "gelu_exact", "bias": True, "qk_norm": True, "norm": "layer", "position": "learned", "modulation": "slot",
+}  # fmt: skip
 VAR = {"mlp_kind": "gelu", "bias": True, "l2_attention": True, "position": "learned"}
 
 

@@ -3,10 +3,9 @@
 import importlib
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 
-from mmgen_tokenizers.errors import UserError, is_full_disk, nearest
+from mmgen_tokenizers.errors import UserError, is_full_disk, nearest, plain_warnings
 
 VERBS = {
     "quickstart": "train a tokenizer and a generator on embedded scenes, and draw pictures from prompts",
@@ -47,8 +46,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 2 for what the user can mend, 130 for ctrl-C."""
-    # A warning is for the user: one line, without the place in our code.
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    plain_warnings()
     try:
         run(sys.argv[1:] if arguments is None else arguments)
         return 0

@@ -1,7 +1,8 @@
 """Draw pictures from a trained, exported or converted model.
 
 The same seed gives the same pictures, whatever else is drawn with them (in float32). Settings that are not given are those
-recommended with the model. A class model without --label goes through all of its classes, evenly.
+recommended with the model. A class model without --label goes through all of its classes, evenly. RUN comes first: --prompt
+and --label take all words that follow.
 
 example:
   mmgen sample runs/quickstart/generator --prompt 'a small red circle above a large blue square' -n 4 --out circles.png
@@ -41,8 +42,11 @@ def main(arguments: Sequence[str]) -> None:
     args = parser().parse_args(arguments)
     existing(args.run)
 
+    from mmgen_tokenizers.cache import use_compilation_cache
+
     from mmgen import samples
 
+    use_compilation_cache()
     settings = {name: getattr(args, name) for name in SETTINGS}
     samples.sample(
         args.run,

@@ -26,3 +26,6 @@ class TokenShardsSource:
         record = self.reader[index]
         names = {"ids": "ids", "label": "label", "caption": "text"}
         return {name: record[key] for key, name in names.items() if key in record}
+
+    def caption(self, index: int) -> str | None:
+        return self.reader.about(index).get("caption")

@@ -6,21 +6,22 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mmgen.model.config import GeneratorConfig
-from mmgen.model.layers import RMSNorm, layer_norm, weight
+from mmgen.model.layers import LayerNorm, norm_of, weight
 
 
 class VocabularyHead(nnx.Module):
-    """RMSNorm and a linear map to `codebook_size` logits, times `groups` where a site holds several sub-tokens, which are
+    """A norm and a linear map to `codebook_size` logits, times `groups` where a site holds several sub-tokens, which are
     then independent given the hidden state. The map starts at zero: the first loss is log V (LlamaGen, arXiv 2406.06525)."""
 
     def __init__(self, c: GeneratorConfig, rngs: nnx.Rngs):
         self.groups, self.size = c.layout.groups, c.layout.codebook_size
-        self.modulated, self.eps, D = c.block.modulation != "none", c.block.norm_eps, c.block.width
+        self.modulated, D = c.block.modulation != "none", c.block.width
         if self.modulated:  # LayerNorm, scaled and shifted by the class
+            self.norm = LayerNorm(D, ("embed",), c.block.norm_eps, learned=False)
             self.modulation = weight(rngs, (D, 2 * D), ("embed", None))
             self.modulation_bias = weight(rngs, (2 * D,), (None,), scale=0.0)
         else:
-            self.norm = RMSNorm(D, ("embed",), self.eps)
+            self.norm = norm_of(c.block, D, "embed")
         if c.block.bias:
             self.bias = weight(rngs, (self.groups * self.size,), ("vocab",), scale=0.0)
         self.map = weight(rngs, (c.block.width, self.groups * self.size), ("embed", "vocab"), scale=0.0)
@@ -32,7 +33,7 @@ class VocabularyHead(nnx.Module):
         if not self.modulated:
             return self.norm(hidden)
         scale, shift = jnp.split(condition @ self.modulation[...] + self.modulation_bias[...], 2, axis=-1)
-        return layer_norm(hidden, self.eps) * (1 + scale) + shift
+        return self.norm(hidden) * (1 + scale) + shift
 
     def logits(self, features: Float[Array, "b n d"]) -> Float[Array, "b n ..."]:
         """float32 [B, N, V], or [B, N, G, V] with groups."""

@@ -15,10 +15,11 @@ from mmgen.model.config import (
     NextNeighbor,
     NextScale,
     NextToken,
+    RandomOrder,
     TextCondition,
 )
 from mmgen.model.layers import weight
-from mmgen.plan.plan import CONDITION, INDEX, SCALE
+from mmgen.plan.plan import CONDITION, INDEX, NOWHERE, SCALE, TARGET_COLUMN, TARGET_ROW
 
 
 class Slots(NamedTuple):
@@ -27,6 +28,7 @@ class Slots(NamedTuple):
     kind: Int[Array, "#b f"]
     source: Int[Array, "#b f"]
     position: Int[Array, "#b f p"]
+    number: Int[Array, "1 f"]  # of all slots
 
 
 class InputRule(Protocol):
@@ -107,7 +109,36 @@ class Places(nnx.Module):
         return x + jnp.where(own, self.start[...][jnp.minimum(index, len(self.start[...]) - 1)], 0)
 
 
-INPUT_RULES: dict[type, type[nnx.Module]] = {NextToken: Shift, NextNeighbor: Shift, NextScale: Pyramid}  # of each kind of plan
+class Targets(nnx.Module):
+    """A learned vector of the site that a slot predicts, and with learned positions of the one that it holds (RAR, arXiv
+    2411.00776): where every sample has an order of its own, a slot cannot know otherwise what comes next."""
+
+    def __init__(self, c: GeneratorConfig, rngs: nnx.Rngs):
+        self.width, D = c.layout.width, c.block.width
+        self.target = weight(rngs, (c.layout.sites, D), (None, "embed"))
+        if c.block.position == "learned":
+            self.place = weight(rngs, (c.condition.slots + c.layout.sites, D), (None, "embed"))
+
+    def __call__(self, x: Float[Array, "b f d"], slots: Slots) -> Float[Array, "b f d"]:
+        row, column = slots.position[..., TARGET_ROW], slots.position[..., TARGET_COLUMN]
+        target = self.target[...][jnp.maximum(row * self.width + column, 0)]
+        x = x + jnp.where((row == NOWHERE)[..., None], 0, target)
+        return x + self.place[...][slots.position[..., INDEX]] if hasattr(self, "place") else x
+
+
+def places_of(c: GeneratorConfig, slots: int, rngs: nnx.Rngs) -> nnx.Module | None:
+    """What is added to the inputs for their places; None where rotary codes say all."""
+    if isinstance(c.plan, RandomOrder):
+        return Targets(c, rngs)
+    return Places(c, slots, rngs) if c.block.position == "learned" else None
+
+
+INPUT_RULES: dict[type, type[nnx.Module]] = {  # of each kind of plan
+    NextToken: Shift,
+    NextNeighbor: Shift,
+    NextScale: Pyramid,
+    RandomOrder: Shift,
+}
 
 
 def input_rule(c: GeneratorConfig, rngs: nnx.Rngs) -> nnx.Module:
@@ -118,9 +149,14 @@ def input_rule(c: GeneratorConfig, rngs: nnx.Rngs) -> nnx.Module:
 class ClassEmbedding(nnx.Module):
     def __init__(self, condition: ClassCondition, width: int, rngs: nnx.Rngs):
         self.table = weight(rngs, (condition.classes + 1, width), ("classes", "embed"))
+        if condition.prefix:
+            self.prefix = weight(rngs, (condition.prefix, width), (None, "embed"))
 
-    def __call__(self, batch: dict) -> Float[Array, "b 1 d"]:
-        return self.table[...][batch["label"]][:, None]
+    def __call__(self, batch: dict) -> Float[Array, "b c d"]:
+        x = self.table[...][batch["label"]][:, None]
+        if not hasattr(self, "prefix"):
+            return x
+        return jnp.concatenate([jnp.broadcast_to(self.prefix[...], (len(x), *self.prefix.shape)), x], axis=1)
 
 
 class TextEmbedding(nnx.Module):

@@ -19,7 +19,7 @@ from mmgen.model import heads as heads_module
 from mmgen.model.attention import attend, mask_of
 from mmgen.model.config import GeneratorConfig
 from mmgen.model.heads import VocabularyHead
-from mmgen.model.inputs import Places, Slots, condition_embedding, input_rule
+from mmgen.model.inputs import Slots, condition_embedding, input_rule, places_of
 from mmgen.model.layers import Block, weight
 from mmgen.model.positions import rotary_angles
 from mmgen.plan.plan import GenerationPlan, PlanBatch
@@ -34,21 +34,27 @@ class Ends(nnx.Module):
         self.condition = condition_embedding(c, rngs)
         self.input = input_rule(c, rngs)
         self.heads = nnx.Dict({f"head{i}": VocabularyHead(c, rngs) for i in range(len(c.taps))})
-        self.places = Places(c, build_plan(c).slots, rngs) if c.block.position == "learned" else None
+        slots, D = build_plan(c).slots, c.block.width
+        self.places = places_of(c, slots, rngs)
+        if c.unread:
+            self.unread = weight(rngs, (c.unread, D), ("frozen", None), scale=0.0)
+        if c.block.modulation == "slot":
+            self.number = weight(rngs, (slots, D), (None, "embed"))
         if c.block.modulation == "shared":
-            D = c.block.width
             self.modulation = weight(rngs, (D, 6 * D), ("embed", None))
             self.modulation_bias = weight(rngs, (6 * D,), (None,), scale=0.0)
 
     def place(self, x: Float[Array, "b f d"], slots: Slots) -> Float[Array, "b f d"]:
         return x if self.places is None else self.places(x, slots)
 
-    def modulators(self, c: GeneratorConfig, batch: dict) -> tuple[Array | None, Array | None]:
-        """What modulates the layers, and the heads: of the class, [B, 1, ...]; None without modulation."""
+    def modulators(self, c: GeneratorConfig, batch: dict, slots: Slots) -> tuple[Array | None, Array | None]:
+        """What modulates the layers, and the heads: of the class, [B, 1, ...], or of each slot too, [B, F, D]; None without
+        modulation."""
         if c.block.modulation == "none":
             return None, None
-        vector = jax.nn.silu(self.condition(batch))
-        if c.block.modulation == "block":
+        vector = self.condition(batch)[:, -1:]  # the class, behind its prefix
+        vector = jax.nn.silu(vector + self.number[...][slots.number] if c.block.modulation == "slot" else vector)
+        if c.block.modulation != "shared":
             return vector, vector
         return vector @ self.modulation[...] + self.modulation_bias[...], vector
 
@@ -111,7 +117,7 @@ def slots_of(plan: GenerationPlan, extra: PlanBatch) -> Slots:
         jnp.asarray(array)[None] if own is None else jnp.asarray(own)
         for array, own in ((plan.source, extra.source), (plan.position, extra.position))
     )
-    return Slots(jnp.asarray(plan.kind)[None], source, position)
+    return Slots(jnp.asarray(plan.kind)[None], source, position, jnp.arange(plan.slots)[None])
 
 
 def embed(ends: Ends, batch: dict, plan: GenerationPlan, slots: Slots) -> Float[Array, "b s d"]:
@@ -163,7 +169,7 @@ def forward(
     x = _drop(c.dropout.token if key is not None else 0.0, keys[-1])(x)
     angles = rotary_angles(c.block, slots.position)
     mask = mask_of(plan, extra.valid)
-    modulator, head_modulator = ends.modulators(c, batch)
+    modulator, head_modulator = ends.modulators(c, batch, slots)
 
     def layer(x, inputs):
         p, key_layer, path = inputs

@@ -2,5 +2,6 @@ from mmgen.plan.next_neighbor import NextNeighbor
 from mmgen.plan.next_scale import NextScale
 from mmgen.plan.next_token import NextToken
 from mmgen.plan.plan import GenerationPlan, PlanBatch
+from mmgen.plan.random_order import RandomOrder
 
-__all__ = ["GenerationPlan", "NextNeighbor", "NextScale", "NextToken", "PlanBatch"]
+__all__ = ["GenerationPlan", "NextNeighbor", "NextScale", "NextToken", "PlanBatch", "RandomOrder"]

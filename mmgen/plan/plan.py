@@ -78,10 +78,6 @@ class GenerationPlan:
         return int(self.site_time.max()) + 1
 
     @property
-    def heads(self) -> int:
-        return int(self.combine_head.max()) + 1
-
-    @property
     def condition_slots(self) -> int:
         return int((self.kind == CONDITION).sum())
 

@@ -6,10 +6,10 @@ from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.files import read_checkpoint, save_arrays, unflatten
 
 from mmgen.model.inputs import adopt
-from mmgen.pretrained import llamagen, nar, var
+from mmgen.pretrained import llamagen, nar, rar, var
 
-FAMILIES = {"llamagen-gpt": llamagen, "nar": nar, "var": var}
-FORMATS = {"llamagen": llamagen, "nar": nar, "var": var}  # of export
+FAMILIES = {"llamagen-gpt": llamagen, "nar": nar, "rar": rar, "var": var}
+FORMATS = {"llamagen": llamagen, "nar": nar, "rar": rar, "var": var}  # of export
 
 
 def convert(

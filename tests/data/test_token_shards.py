@@ -23,6 +23,7 @@ def test_examples(folder):
     assert len(source) == 12 and source.labels == ("a", "b")
     assert source[5]["ids"].tolist() == (500 + np.arange(12).reshape(3, 4)).tolist()
     assert source[5]["label"] == 1 and source[5]["text"] == "picture 5" and sorted(source[5]) == ["ids", "label", "text"]
+    assert source.caption(5) == "picture 5"
 
 
 @pytest.mark.parametrize("cache", [None, "ram", "disk"])

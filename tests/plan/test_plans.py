@@ -11,7 +11,19 @@ from mmgen_tokenizers.quantizers.multiscale import MultiScaleVQ
 from mmgen.plan.next_neighbor import NextNeighbor
 from mmgen.plan.next_scale import NextScale
 from mmgen.plan.next_token import NextToken
-from mmgen.plan.plan import COLUMN, NEVER, NOWHERE, POSITIONS, QUERY, ROW, GenerationPlan
+from mmgen.plan.plan import (
+    COLUMN,
+    INDEX,
+    NEVER,
+    NOWHERE,
+    POSITIONS,
+    QUERY,
+    ROW,
+    TARGET_COLUMN,
+    TARGET_ROW,
+    GenerationPlan,
+)
+from mmgen.plan.random_order import RandomOrder
 
 
 def rule(plan):
@@ -44,6 +56,38 @@ def test_positions_of_the_condition():
     assert diagonal[2:, ROW].tolist() == [2, 2, 2, 3, 3, 3, 4, 4] and diagonal[2:, COLUMN].tolist() == [2, 3, 4] * 2 + [2, 3]
 
 
+def test_random_order_draws_in_raster_order_and_is_told_its_targets():
+    plan, raster = RandomOrder("none").build(grid(3), 2), NextToken("none").build(grid(3), 2)
+    for name, array in vars(raster).items():
+        known = slice(None) if name != "position" else np.s_[:, :TARGET_ROW]
+        assert (getattr(plan, name)[known] == array[known]).all()
+    assert plan.position[:, TARGET_ROW].tolist() == [NOWHERE, 0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert plan.position[:, TARGET_COLUMN].tolist() == [NOWHERE, 0, 1, 2, 0, 1, 2, 0, 1, 2]
+
+
+def test_places_of_samples_in_orders_of_their_own():
+    orders = np.stack([np.random.default_rng(seed).permutation(6) for seed in range(4)])
+    layout = TokenLayout(height=2, width=3, codebook_size=7)
+    places = RandomOrder("diagonal").places(layout, 2, orders)
+    for order, place in zip(orders, places, strict=True):
+        assert (place[1:, TARGET_ROW] * 3 + place[1:, TARGET_COLUMN] == order).all()
+        assert (place[2:, ROW] - 2 == order[:-1] // 3).all() and (place[2:, COLUMN] - 2 == order[:-1] % 3).all()
+        assert place[:, INDEX].tolist() == [0, 1, *(2 + order[:-1])] and place[0, TARGET_ROW] == NOWHERE
+        assert place[:2, ROW].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("anneal", [(0.7, 0.2), (-0.1, 0.5), (0.5, 1.5)])
+def test_annealing_is_a_part_of_the_run(anneal):
+    with pytest.raises(UserError, match="two fractions of the training run"):
+        RandomOrder(anneal=anneal)
+
+
+def test_share_of_random_orders():
+    assert [RandomOrder().random_share(t) for t in (0, 0.5, 0.625, 0.75, 1)] == [1, 1, 0.5, 0, 0]
+    assert [RandomOrder(anneal=(0, 0)).random_share(t) for t in (0, 0.5)] == [0, 0]
+    assert RandomOrder(anneal=(1, 1)).random_share(0.999) == 1
+
+
 def test_diagonals_have_the_mask_of_nar():
     n = 8
     plan = NextNeighbor().build(grid(n), 1)
@@ -58,7 +102,7 @@ def test_diagonals_have_the_mask_of_nar():
             image[i, previous] = True
     order = np.concatenate([[0], 1 + plan.source[1:]])
     assert (rule(plan) == reference[np.ix_(order, order)]).all()
-    assert plan.times == 2 * n - 1 and plan.heads == 2
+    assert plan.times == 2 * n - 1 and plan.combine_head.max() == 1
     assert np.allclose(plan.combine_weight.sum(1), 1)
 
 

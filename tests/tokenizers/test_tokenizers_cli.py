@@ -1,6 +1,7 @@
 """The command mmgen-tokenizers, verb by verb, in this process."""
 
 import re
+import sys
 
 import jax
 import mmgen_tokenizers as mt
@@ -112,7 +113,7 @@ def test_the_readme_has_the_same_table(capsys, repository):
 @pytest.mark.parametrize("verb", [*cli.VERBS, None])
 def test_help_is_complete_and_has_an_example(verb, capsys):
     with pytest.raises(SystemExit) as done:
-        cli.main([verb, "--help"] if verb else ["--help"])
+        sys.exit(cli.main([verb, "--help"] if verb else []))
     text = capsys.readouterr().out
     assert done.value.code == 0
     assert f"  mmgen-tokenizers {verb or 'convert'}" in text.split("example:\n")[1]
@@ -133,7 +134,6 @@ def test_mistakes_are_answered_with_the_nearest_right_word(folder, capsys):
     assert "Did you mean 'pictures'?" in failing(capsys, "encode", folder / "picture", *tok, "--out", "y.npz")
     assert "Did you mean 'tok'?" in failing(capsys, "info", folder / "tpk")
     assert "--out" in failing(capsys, "encode", "x", *tok)
-    assert "VERB" in failing(capsys)
     assert "Did you mean 'group_norm_groups'?" in _wrong_config(folder, capsys, '{"group_norm_group": 2}')
     assert "not JSON" in _wrong_config(folder, capsys, "{")
 

@@ -24,7 +24,7 @@ from .families.multiscale import MultiScale
 from .families.pixels import Pixels
 from .families.titok import TiTok
 from .families.vqgan import VQGAN
-from .files import flatten, load_arrays, read_json, save_arrays, temporary_beside, unflatten, write_json
+from .files import check_shapes, flatten, load_arrays, read_json, save_arrays, temporary_beside, unflatten, write_json
 from .layout import TokenLayout
 from .pictures import stack
 from .quantizers.binary import LFQ, ids_to_bits
@@ -267,7 +267,7 @@ def load(folder: str | Path, dtype: Literal["float32", "bfloat16"] = "float32") 
         raise UserError(f"{folder} has format {about['format']}, this version reads up to {FORMAT}: upgrade mmgen-tokenizers")
     config = from_json(kind[0], about.get("config"), f"{folder}/config.json: config")
     params = load_arrays(folder)
-    _check_shapes(folder, config, params)
+    check_shapes(folder, params, shapes(config))
     held = (folder / "reference_buffers.safetensors").is_file()
     buffers = flatten(load_arrays(folder, stem="reference_buffers")) if held else None
     return Tokenizer(config, params, about.get("source"), buffers, dtype)
@@ -286,18 +286,6 @@ def _find(folder: Path) -> tuple[Path, dict[str, Any]]:
         raise UserError(f"{found} holds no tokenizer: neither it nor its tokenizer/ has a config.json of one")
     read_json(folder / "config.json")  # raises: absent
     raise AssertionError
-
-
-def _check_shapes(folder: Path, config: Config, params: dict) -> None:
-    """Weights fit the configuration, or UserError that names what does not."""
-    expected = {name: leaf.shape for name, leaf in flatten(shapes(config)).items()}
-    found = {name: array.shape for name, array in flatten(params).items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            has, wants = (list(x) if x is not None else "nothing" for x in (found.get(name), expected.get(name)))
-            raise UserError(
-                f"{folder}/model.safetensors: {name} is {has}, config.json asks for {wants}: they do not belong together"
-            )
 
 
 def shapes(config: Config) -> dict:

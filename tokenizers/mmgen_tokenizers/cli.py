@@ -10,44 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from .errors import UserError, is_full_disk, nearest
+from .arguments import Parser, existing, json_object
+from .errors import UserError, is_full_disk, nearest, plain_warnings
 
 DESCRIPTION = "Image tokenizers: pictures to integers and back."
 EXAMPLE = """example:
   mmgen-tokenizers convert llamagen-vq vq_ds16_c2i.pt --out models/vq16
   mmgen-tokenizers reconstruct photos/ --tokenizer models/vq16 --out grid.png"""
-
-
 SEEN = 256  # pictures that a palette is chosen by
 
 
-class Parser(argparse.ArgumentParser):
-    """Mistakes are UserErrors of one line, with the nearest right word."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
-
-    def parse_args(self, arguments: Sequence[str]) -> argparse.Namespace:
-        parsed, unknown = self.parse_known_args(arguments)
-        if unknown:
-            options = parsed.options if hasattr(parsed, "options") else []
-            raise UserError(f"{self.prog} {parsed.verb}: unknown argument {unknown[0]}.{nearest(unknown[0], options)}")
-        return parsed
-
-    def error(self, message: str) -> None:
-        raise UserError(f"{message} ({self.prog} --help shows how)")
-
-
 # Pictures ----------------------------------------------------------------------------------------------------------
-
-
-def _existing(path: str) -> Path:
-    """The path, or a UserError that names the nearest one there is."""
-    found = Path(path)
-    if found.exists():
-        return found
-    siblings = [p.name for p in found.parent.iterdir()] if found.parent.is_dir() else []
-    raise UserError(f"there is no {path}.{nearest(found.name, siblings)}")
 
 
 def _picture_files(paths: Sequence[str]) -> list[Path]:
@@ -55,7 +28,7 @@ def _picture_files(paths: Sequence[str]) -> list[Path]:
     from .pictures import is_picture
 
     files: list[Path] = []
-    for path in map(_existing, paths):
+    for path in map(existing, paths):
         files += sorted(p for p in path.rglob("*") if p.is_file() and is_picture(p)) if path.is_dir() else [path]
     if not files:
         raise UserError(f"no picture in {', '.join(paths)}")
@@ -97,6 +70,15 @@ def _readable(files: Sequence[Path]) -> Iterator[tuple[str, np.ndarray]]:
 # Verbs -------------------------------------------------------------------------------------------------------------
 
 
+def _loaded(folder: str) -> Any:
+    """The tokenizer of a command that computes with it."""
+    from .api import load
+    from .cache import use_compilation_cache
+
+    use_compilation_cache()
+    return load(folder)
+
+
 def encode(args: argparse.Namespace) -> None:
     """Turn a folder of pictures into token shards, of any number, a few in memory at a time.
 
@@ -108,11 +90,10 @@ def encode(args: argparse.Namespace) -> None:
     example:
       mmgen-tokenizers encode photos/ --tokenizer models/vq16 --out codes/
     """
-    from .api import load
     from .shards import ShardReader
     from .streaming import encode_folder
 
-    tokenizer = load(args.tokenizer)
+    tokenizer = _loaded(args.tokenizer)
     count, skipped = encode_folder(tokenizer, args.folder, args.out, args.size, args.square, args.caption, args.batch)
     reader = ShardReader(args.out)
     shape = "several shapes (`mmgen train` takes one: --square)" if reader.mixed else str(reader.layout)
@@ -126,10 +107,9 @@ def decode(args: argparse.Namespace) -> None:
     example:
       mmgen-tokenizers decode codes/ --tokenizer models/vq16 --out pictures/
     """
-    from .api import load
     from .streaming import decode_shards
 
-    print(f"wrote {decode_shards(load(args.tokenizer), _existing(args.codes), args.out, args.batch)} pictures to {args.out}")
+    print(f"wrote {decode_shards(_loaded(args.tokenizer), existing(args.codes), args.out, args.batch)} pictures to {args.out}")
 
 
 def reconstruct(args: argparse.Namespace) -> None:
@@ -138,11 +118,10 @@ def reconstruct(args: argparse.Namespace) -> None:
     example:
       mmgen-tokenizers reconstruct photo.jpg emoji/ --tokenizer models/vq16 --out grid.png
     """
-    from .api import load
     from .metrics import psnr, ssim
     from .pictures import grid, to_float, to_uint8, with_caption, write_png
 
-    tokenizer = load(args.tokenizer)
+    tokenizer = _loaded(args.tokenizer)
     size = args.size or tokenizer.config.image_size
     layout = tokenizer.layout_for(size, size)
     cards, scores = [], []
@@ -165,27 +144,20 @@ def convert(args: argparse.Namespace) -> None:
     """Convert published weights (safetensors, .pt, .pth, .ckpt, .bin: torch is not needed, nothing in the file is run).
 
     `mmgen-tokenizers list` names the families. The weights say most of the configuration; --config takes the reference's own
-    keys for the rest. --check compares with what the reference's layers gave for a picture, names the first that diverges
-    and then writes nothing; what the .npz holds stands in the README, under "How to add one".
+    keys for the rest, says which of them it ignores, and refuses those that the family does not know. --check compares with
+    what the reference's layers gave for a picture, names the first that diverges and then writes nothing; what the .npz holds
+    stands in the README, under "How to add one".
 
     example:
       mmgen-tokenizers convert llamagen-vq vq_ds16_c2i.pt --out models/vq16
     """
     from .api import convert as convert_checkpoint
 
-    config = None
-    if args.config:
-        try:
-            config = json.loads(_existing(args.config).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{args.config} is not JSON: {error}") from None
-        if not isinstance(config, dict):
-            raise UserError(f"{args.config} must hold a JSON object")
-    tokenizer = convert_checkpoint(args.family, _existing(args.checkpoint), None, config)
+    tokenizer = convert_checkpoint(args.family, existing(args.checkpoint), config=json_object(args.config))
     if args.check:
         from .pretrained.check import explain, table_of
 
-        print(explain(tokenizer, table_of(tokenizer), _existing(args.check)))
+        print(explain(tokenizer, table_of(tokenizer), existing(args.check)))
     tokenizer.save(args.out)
     print(f"wrote {args.out}: {_summary(tokenizer)}")
 
@@ -260,7 +232,9 @@ VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
 }
 
 
-def _arguments(verb: str, p: argparse.ArgumentParser) -> None:
+def parser(verb: str) -> Parser:
+    text = "\n".join(line.removeprefix("    ") for line in VERBS[verb].__doc__.strip().splitlines())
+    p = Parser(f"mmgen-tokenizers {verb}", text)
     if verb == "reconstruct":
         p.add_argument("pictures", nargs="+", metavar="PICTURE", help="files or folders")
     if verb == "encode":
@@ -291,27 +265,31 @@ def _arguments(verb: str, p: argparse.ArgumentParser) -> None:
         p.add_argument("--markdown", action="store_true", help="as the table of the README")
     if verb == "info":
         p.add_argument("folder", metavar="DIR")
-
-
-def parser() -> Parser:
-    p = Parser("mmgen-tokenizers", description=DESCRIPTION, epilog=EXAMPLE)
-    verbs = p.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for name, function in VERBS.items():
-        text = "\n".join(line.removeprefix("    ") for line in function.__doc__.strip().splitlines())
-        sub = verbs.add_parser(name, help=text.splitlines()[0], description=text)
-        _arguments(name, sub)
-        sub.set_defaults(options=sorted(sub._option_string_actions))
     return p
+
+
+def usage() -> str:
+    verbs = "\n".join(f"  {name:<13}{function.__doc__.strip().splitlines()[0]}" for name, function in VERBS.items())
+    about = "mmgen-tokenizers VERB --help describes a verb, with an example."
+    return f"usage: mmgen-tokenizers VERB ...\n\n{DESCRIPTION}\n\n{verbs}\n\n{about}\n\n{EXAMPLE}"
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Runs one command line; every mistake of the user's is a UserError."""
+    verb, *rest = arguments or ["--help"]
+    if verb in ("-h", "--help", "help"):
+        print(usage())
+    elif verb not in VERBS:
+        raise UserError(f"there is no verb {verb!r}: mmgen-tokenizers {', '.join(VERBS)}.{nearest(verb, VERBS)}")
+    else:
+        VERBS[verb](parser(verb).parse_args(rest))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 for what the user can mend."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    plain_warnings()
     try:
-        if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
-            raise UserError(f"unknown verb {arguments[0]!r}; there are {', '.join(VERBS)}.{nearest(arguments[0], VERBS)}")
-        args = parser().parse_args(arguments)
-        VERBS[args.verb](args)
+        run(sys.argv[1:] if arguments is None else arguments)
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -189,7 +189,7 @@ def fit(
     return np.ascontiguousarray(picture)
 
 
-def ten_crop(picture: Picture, size: int, margin: float = 1.1) -> UInt8[np.ndarray, "10 size size 3"]:
+def ten_crop(picture: Picture, size: int, margin: float) -> UInt8[np.ndarray, "10 size size 3"]:
     """Four corners and the middle of the central square of margin x `size` pixels, and the same five of its mirror image.
 
     The crops that LlamaGen (arXiv 2406.06525) and RAR (arXiv 2411.00776) train on; theirs use margins 1.1 and 1.05.

@@ -8,7 +8,6 @@ several shapes ("mixed" in the manifest), the rows and columns of each are its "
 """
 
 import dataclasses
-import errno
 import hashlib
 import json
 import math
@@ -25,8 +24,9 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from jaxtyping import Int
 
+from .cache import cache_root
 from .configs import from_json
-from .errors import UserError, nearest
+from .errors import UserError, full_disk, nearest
 from .files import read_json, write_atomically, write_json
 from .layout import TokenLayout
 
@@ -48,9 +48,12 @@ def _encode(ids: np.ndarray, about: Mapping[str, Any]) -> bytes:
     return json.dumps(header).encode() + b"\n" + ids.tobytes()  # JSON has no raw newline
 
 
+def _about(record: bytes) -> dict[str, Any]:
+    return json.loads(record[: record.index(b"\n")])
+
+
 def _decode(record: bytes) -> dict[str, Any]:
-    header, _, data = record.partition(b"\n")
-    about = json.loads(header)
+    about, data = _about(record), record[record.index(b"\n") + 1 :]
     ids = np.frombuffer(data, np.dtype(about.pop("dtype")).newbyteorder("<")).astype(np.int32)
     return {"ids": ids.reshape(about.pop("shape"))} | about
 
@@ -140,7 +143,7 @@ class ShardWriter:
         label = None if label is None else int(label)
         about = {"label": label, "caption": caption, "height": height, "width": width, "name": name}
         about["grid"] = None if layout is None else (layout.height, layout.width)
-        with self._disk_errors():
+        with full_disk(self.folder):
             self._file().write(_encode(ids.astype(self.dtype), about))
         self.files[-1]["count"] += 1
         self._layouts.add(own)
@@ -169,11 +172,8 @@ class ShardWriter:
     def _close_file(self) -> None:
         if self._writer is not None:
             writer, self._writer = self._writer, None
-            with self._disk_errors():
+            with full_disk(self.folder):
                 writer.close()
-
-    def _disk_errors(self) -> "_DiskErrors":
-        return _DiskErrors(self.folder)
 
     def close(self) -> None:
         """Finishes the last file and writes the manifest."""
@@ -183,20 +183,6 @@ class ShardWriter:
         manifest = self.about | {"layout": dataclasses.asdict(layout), "mixed": mixed, "count": self.count, "files": self.files}
         write_atomically(self.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
         (self.folder / UNFINISHED).unlink(missing_ok=True)
-
-
-class _DiskErrors:
-    """array_record reports a full disk as a RuntimeError or ValueError; here it becomes the OSError that it is."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, _) -> None:
-        if error is not None and not isinstance(error, OSError) and "No space left" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder)) from None
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -217,14 +203,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _cache_root() -> Path:
-    return Path(os.environ.get("MMGEN_CACHE", Path.home() / ".cache" / "mmgen"))
-
-
 def _copied(folder: Path, manifest: Mapping[str, Any]) -> Path:
     """The shards on the local disk: a copy named by the manifest's content and place, made once, whole or not at all."""
     key = hashlib.sha256(f"{folder.resolve()} {json.dumps(manifest, sort_keys=True)}".encode()).hexdigest()[:16]
-    target = _cache_root() / "shards" / key
+    target = cache_root() / "shards" / key
     if target.is_dir():
         return target
     temporary = target.with_name(f".{key}.{os.getpid()}")
@@ -247,7 +229,7 @@ class ShardReader:
 
     `mixed`: pictures have several shapes; then "grid" has the rows and columns of each, and `layout` is of none in particular.
 
-    `cache`: "ram" reads everything now; "disk" copies the files to MMGEN_CACHE (else ~/.cache/mmgen) first, for folders
+    `cache`: "ram" reads everything now; "disk" copies the files to cache_root() (~/.cache/mmgen) first, for folders
     on object stores; None reads records where they lie. Safe to use from several threads.
     """
 
@@ -256,7 +238,6 @@ class ShardReader:
         self.manifest = _read_manifest(self.folder)
         self.layout = from_json(TokenLayout, self.manifest["layout"])
         self.tokenizer: str = self.manifest["tokenizer"]
-        self.crops: Crops = self.manifest["crops"]
         self.mixed: bool = self.manifest.get("mixed", False)  # older shards never are
         labels = self.manifest["labels"]
         self.labels: tuple[str, ...] | None = None if labels is None else tuple(labels)
@@ -281,14 +262,21 @@ class ShardReader:
         return self.manifest["count"]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        return _decode(self._record(index))
+
+    def about(self, index: int) -> dict[str, Any]:
+        """What is known of a picture beside its ids: all that `reader[i]` has but those."""
+        return {name: value for name, value in _about(self._record(index)).items() if name not in ("shape", "dtype")}
+
+    def _record(self, index: int) -> bytes:
         if not 0 <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
         if self._records is not None:
-            return _decode(self._records[index])
+            return self._records[index]
         shard = bisect_right(self._ends, index)
         start = self._ends[shard - 1] if shard else 0
         with self._lock:
-            return _decode(self._readers[shard].read([index - start])[0])
+            return self._readers[shard].read([index - start])[0]
 
 
 # LlamaGen's codes --------------------------------------------------------------------------------------------------
