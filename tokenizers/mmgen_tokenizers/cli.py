@@ -184,6 +184,21 @@ def pixels(args: argparse.Namespace) -> None:
     print(f"wrote {args.out}: {_summary(tokenizer)}")
 
 
+def pull(args: argparse.Namespace) -> None:
+    """Fetch a file of published weights through huggingface_hub (extra `hub`): of one commit, resumable, checked by its hash.
+
+    The page of the file shows the commit and the SHA-256. Without --sha256 the hash of what came is printed, and noted in
+    pulled.json beside the file.
+
+    example:
+      mmgen-tokenizers pull FoundationVision/LlamaGen vq_ds16_c2i.pt --revision COMMIT --sha256 HASH --out weights
+    """
+    from .hub import pull as fetch
+
+    path, found = fetch(args.repo, args.file, args.out, args.revision, args.sha256)
+    print(f"wrote {path}: SHA-256 {found}, {'as asked for' if args.sha256 else 'unchecked but for what the server says'}")
+
+
 def info(args: argparse.Namespace) -> None:
     """Describe a tokenizer: family, size, layout, fingerprint, configuration.
 
@@ -227,6 +242,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
     "reconstruct": reconstruct,
     "convert": convert,
     "pixels": pixels,
+    "pull": pull,
     "info": info,
     "list": list_families,
 }
@@ -256,6 +272,8 @@ def parser(verb: str) -> Parser:
         p.add_argument("--out", required=True, metavar="DIR")
         p.add_argument("--config", metavar="FILE.json", help="the reference's own keys")
         p.add_argument("--check", metavar="IO.npz", help="what the reference's layers gave")
+    if verb == "pull":
+        pull_arguments(p)
     if verb == "pixels":
         p.add_argument("--size", type=int, default=32, metavar="PIXELS", help="side of the pictures to train on (32)")
         p.add_argument("--palette", type=int, metavar="N", help="colours, instead of 8 bits a channel")
@@ -266,6 +284,15 @@ def parser(verb: str) -> Parser:
     if verb == "info":
         p.add_argument("folder", metavar="DIR")
     return p
+
+
+def pull_arguments(p: argparse.ArgumentParser) -> None:
+    """Those of `pull`, here and of mmgen."""
+    p.add_argument("repo", metavar="REPO", help="OWNER/NAME")
+    p.add_argument("file", metavar="FILE", help="its path in the repository")
+    p.add_argument("--revision", required=True, metavar="COMMIT", help="40 hexadecimal digits")
+    p.add_argument("--sha256", metavar="HASH", help="64 hexadecimal digits")
+    p.add_argument("--out", default=".", metavar="DIR", help="folder to write into (this one)")
 
 
 def usage() -> str:
