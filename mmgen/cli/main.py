@@ -13,6 +13,7 @@ VERBS = {
     "tokenize": "turn a set of pictures into token shards",
     "sample": "draw pictures from a trained or converted model",
     "export": "write a run's weights for use elsewhere",
+    "pull": "fetch a file of published weights",
     "convert": "read a published checkpoint",
     "info": "describe a run, an exported model, token shards or an experiment file",
 }
