@@ -16,10 +16,10 @@ from jaxtyping import Int, UInt8
 from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.files import temporary_beside, write_json
 from mmgen_tokenizers.pictures import grid, to_uint8, write_png
+from mmgen_tokenizers.progress import Counter
 
 from mmgen.generator import Generator, load
 from mmgen.model.config import FeatureCondition, TextCondition
-from mmgen.progress import Counter
 
 GRID = 1024  # pictures in a grid, at most
 EACH_CLASS = 64  # without labels and number: one picture of each of the first so many classes

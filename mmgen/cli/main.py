@@ -14,6 +14,7 @@ VERBS = {
     "sample": "draw pictures from a trained or converted model",
     "edit": "draw a part of a picture anew, or continue it beyond its edges",
     "export": "write a run's weights for use elsewhere",
+    "pull": "fetch a file of published weights",
     "convert": "read a published checkpoint",
     "info": "describe a run, an exported model, token shards or an experiment file",
 }

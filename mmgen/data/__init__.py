@@ -23,7 +23,7 @@ def _open(data: Data, captioned: bool) -> Source:
 
             return ShapesSource(split, number, data.size)
         case config.ImageFolder(folder, caption):
-            from mmgen.data.image_folder import ImageFolderSource
+            from mmgen_tokenizers.image_folder import ImageFolderSource
 
             return ImageFolderSource(folder, caption, captioned)
         case config.TFDS(name, split, data_dir):

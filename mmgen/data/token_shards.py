@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
+from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.shards import ShardReader
 
 
@@ -14,6 +15,8 @@ class TokenShardsSource:
 
     def __init__(self, folder: str | Path, cache: Literal["ram", "disk"] | None = "ram"):
         self.reader = ShardReader(folder, cache)
+        if self.reader.mixed:
+            raise UserError(f"{folder} holds pictures of several shapes, and a generator reads one: encode them with --square")
         self.labels = self.reader.labels
 
     def __len__(self) -> int:

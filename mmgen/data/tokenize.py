@@ -1,7 +1,6 @@
 """Pictures -> token shards: every picture is encoded once, in one or more crops, for generators to train on."""
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,12 @@ import numpy as np
 from jaxtyping import UInt8
 from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.pictures import fit, ten_crop
+from mmgen_tokenizers.progress import Counter
 from mmgen_tokenizers.shards import ShardWriter
+from mmgen_tokenizers.streaming import groups
 
 from mmgen.config import Data
 from mmgen.data import open_source, parse_source
-from mmgen.progress import Counter
 
 TOGETHER = 64  # crops encoded at once
 
@@ -92,16 +92,3 @@ def _margins(text: str) -> list[float]:
     if not margins or not all(1 <= margin <= 2 for margin in margins):
         raise UserError(f"--crops ten:{text}: write the margins around each ten crops, 1 to 2, as in ten:1.1,1.05")
     return margins
-
-
-def groups(load: Callable[[int], Any], total: int, size: int) -> Iterator[list[Any]]:
-    """load(0), load(1), ... in lists of `size` (the last one shorter); threads read the next list meanwhile."""
-    with ThreadPoolExecutor() as threads:
-        waiting: list = []
-        for start in range(0, total, size):
-            reading = [threads.submit(load, index) for index in range(start, min(start + size, total))]
-            if waiting:
-                yield [future.result() for future in waiting]
-            waiting = reading
-        if waiting:
-            yield [future.result() for future in waiting]

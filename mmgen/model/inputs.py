@@ -121,9 +121,9 @@ class Places(nnx.Module):
     """Learned vectors of each slot, added to what slots read; where there are scales also of each scale, and of the condition
     once more (VAR)."""
 
-    def __init__(self, c: GeneratorConfig, slots: int, rngs: nnx.Rngs):
+    def __init__(self, c: GeneratorConfig, indices: int, rngs: nnx.Rngs):
         D = c.block.width
-        self.slot = weight(rngs, (slots, D), (None, "embed"))
+        self.slot = weight(rngs, (indices, D), (None, "embed"))
         if c.layout.scales:
             self.scale = weight(rngs, (len(c.layout.scales), D), (None, "embed"))
             self.start = weight(rngs, (c.condition.slots, D), (None, "embed"))
@@ -154,11 +154,11 @@ class Targets(nnx.Module):
         return x + self.place[...][slots.position[..., INDEX]] if hasattr(self, "place") else x
 
 
-def places_of(c: GeneratorConfig, slots: int, rngs: nnx.Rngs) -> nnx.Module | None:
-    """What is added to the inputs for their places; None where rotary codes say all."""
+def places_of(c: GeneratorConfig, indices: int, rngs: nnx.Rngs) -> nnx.Module | None:
+    """What is added to the inputs for their places; None where rotary codes say all. `indices`: how many INDEX counts."""
     if isinstance(c.plan, RandomOrder):
         return Targets(c, rngs)
-    return Places(c, slots, rngs) if c.block.position == "learned" else None
+    return Places(c, indices, rngs) if c.block.position == "learned" else None
 
 
 INPUT_RULES: dict[type, type[nnx.Module]] = {  # of each kind of plan

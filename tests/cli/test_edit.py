@@ -72,6 +72,12 @@ def test_a_picture_is_continued_at_a_side(masked_folder, picture, tmp_path, side
     assert (after[where] == pixels(picture)).all()
 
 
+def test_info_of_a_masked_model_tells_its_rounds(masked_folder, capsys):
+    assert cli.main(["info", str(masked_folder)]) == 0
+    text = capsys.readouterr().out
+    assert "steps  2" in text and "step -> share of the tokens that it finds hidden\n  1.00 0.71\n" in text
+
+
 def test_a_window_moves_with_the_edge(picture):
     """Of a picture of 8 x 20 pixels, continued to the left by 2, the model sees the leftmost 6."""
     wide = np.random.default_rng(0).integers(0, 256, (8, 20, 3)).astype(np.uint8)

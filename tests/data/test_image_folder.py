@@ -4,13 +4,13 @@ import warnings
 import numpy as np
 import pytest
 from mmgen_tokenizers.errors import UserError
+from mmgen_tokenizers.image_folder import ImageFolderSource
 from mmgen_tokenizers.pictures import PictureError, png_bytes, read_picture
 from PIL import Image
 
 from mmgen.config import Data, ImageFolder
 from mmgen.data import batches, open_source
 from mmgen.data.damaged import Replacing
-from mmgen.data.image_folder import ImageFolderSource
 
 
 def picture(value: int, size: int = 8) -> np.ndarray:

@@ -54,5 +54,13 @@ def test_pictures_options_are_refused_for_ids(folder):
             open_source(Data(TokenShards(str(folder)), **options))
 
 
+def test_pictures_of_several_shapes_are_refused(tmp_path):
+    with ShardWriter(tmp_path, "", LAYOUT) as writer:
+        for layout in (LAYOUT, TokenLayout(height=2, width=3, codebook_size=4096)):
+            writer.add(np.zeros((1, layout.sites), int), layout=layout)
+    with pytest.raises(UserError, match="encode them with --square"):
+        open_source(Data(TokenShards(str(tmp_path))))
+
+
 def test_a_folder_is_seen_as_shards(folder):
     assert parse_source(str(folder)) == TokenShards(str(folder))

@@ -281,6 +281,12 @@ def _matcher(rows: Sequence[Row], back: bool):
     return match
 
 
+def find(rows: Sequence[Row], name: str) -> str | None:
+    """Our name of a published tensor; None where no row knows it, "" where it is not used."""
+    found = _matcher(rows, False)(name)
+    return found and found[0]
+
+
 def _listed(what: str, names: Sequence[str], limit: int = 6) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return f"{what}: {', '.join(names[:limit])}{more}" if names else ""

@@ -157,6 +157,15 @@ def center_crop(picture: Picture, size: int) -> Picture:
     return picture[top : top + size, left : left + size]
 
 
+def cover(picture: Picture, height: int, width: int) -> Picture:
+    """The middle of the picture in the aspect of `height` x `width`, scaled to it with antialiasing; nothing is stretched."""
+    rows, columns = picture.shape[:2]
+    wide, high = min(columns, rows * width / height), min(rows, columns * height / width)
+    left, top = (columns - wide) / 2, (rows - high) / 2
+    box = (left, top, left + wide, top + high)
+    return np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS, box))
+
+
 def fit(
     picture: Picture,
     size: int,

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmgen_tokenizers.errors import UserError, nearest
-from mmgen_tokenizers.pictures import is_picture, read_picture
+from .errors import UserError, nearest
+from .pictures import is_picture, read_picture
 
 # Names that promise a picture. Whether they keep it shows when they are read: a broken .jpg is a damaged picture.
 SUFFIXES = frozenset(
@@ -52,6 +52,10 @@ class ImageFolderSource:
     def __getitem__(self, index: int) -> Row:
         row = dict(self._rows[index])
         return {"image": read_picture(self.folder / row.pop("file"))} | row
+
+    def name(self, index: int) -> str:
+        """The path of a picture below the folder."""
+        return self._rows[index]["file"]
 
     def caption(self, index: int) -> str | None:
         return self._rows[index].get("text")
