@@ -117,9 +117,27 @@ def describe_model(folder: Path) -> str:
     kind = "generator" if is_generator(config) else "tokenizer"
     step = f" of step {read_json(place / STEP)['step']}" if (place / STEP).is_file() else ""
     pages = [_page(f"{place}: a {kind}, {weights / 1e6:.1f} MB of weights{step}", config)]
+    if is_generator(config):
+        pages.append(describe_plan(config["model"]))
     if (place / "tokenizer" / "config.json").is_file():
         pages.append(describe_model(place / "tokenizer"))
     return "\n".join(pages)
+
+
+def describe_plan(model: dict[str, Any]) -> str:
+    """The order in which a generator predicts, drawn, and what it costs. `model`: JSON of a GeneratorConfig."""
+    from mmgen_tokenizers.configs import from_json
+
+    from mmgen.decoding.autoregressive import schedule
+    from mmgen.model.config import GeneratorConfig
+    from mmgen.plan.drawing import drawing
+
+    c = from_json(GeneratorConfig, model)
+    plan = c.plan.build(c.layout, c.condition.slots)
+    computed = sum(segment.width * (segment.stop - segment.start) for segment in schedule(plan))
+    numbers = {"slots": plan.slots, "sites": plan.sites, "steps": plan.times, "padding": round(computed / plan.slots, 3)}
+    lines = [f"  {line}" for line in drawing(plan, c.layout)]
+    return "\n".join([_page("order of prediction", numbers), "  site -> step", *lines])
 
 
 def _page(title: str, tree: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ example:
   mmgen convert llamagen-gpt c2i_B_256.pt --out models/gpt_b --tokenizer models/vq16
   mmgen sample models/gpt_b --label 207 -n 4
   mmgen convert var var_d16.pth --out models/var_d16 --tokenizer models/var_vqvae
+  mmgen convert rar rar_b.bin --out models/rar_b --tokenizer models/maskgit_vqgan
 """
 
 from collections.abc import Sequence

@@ -187,6 +187,5 @@ class Autoregressive:
                 return attend_cached(q, *written[i], mask)
 
             x = layer_of(self.config, p, FusedBlock)(x, angles, attend, condition=modulator)
-            if i + 1 in self.config.taps:
-                states.append(x)
+            states += [x] * self.config.taps.count(i + 1)
         return states, tuple(written)

@@ -96,9 +96,9 @@ def adopt(c: GeneratorConfig, params: dict, quantizer: dict) -> dict:
 class Places(nnx.Module):
     """Learned vectors of each slot and of each scale, added to what slots read; of the condition once more (VAR)."""
 
-    def __init__(self, c: GeneratorConfig, slots: int, rngs: nnx.Rngs):
+    def __init__(self, c: GeneratorConfig, indices: int, rngs: nnx.Rngs):
         D = c.block.width
-        self.slot = weight(rngs, (slots, D), (None, "embed"))
+        self.slot = weight(rngs, (indices, D), (None, "embed"))
         self.scale = weight(rngs, (max(1, len(c.layout.scales)), D), (None, "embed"))
         self.start = weight(rngs, (c.condition.slots, D), (None, "embed"))
 
@@ -126,11 +126,11 @@ class Targets(nnx.Module):
         return x + self.place[...][slots.position[..., INDEX]] if hasattr(self, "place") else x
 
 
-def places_of(c: GeneratorConfig, slots: int, rngs: nnx.Rngs) -> nnx.Module | None:
-    """What is added to the inputs for their places; None where rotary codes say all."""
+def places_of(c: GeneratorConfig, indices: int, rngs: nnx.Rngs) -> nnx.Module | None:
+    """What is added to the inputs for their places; None where rotary codes say all. `indices`: how many INDEX counts."""
     if isinstance(c.plan, RandomOrder):
         return Targets(c, rngs)
-    return Places(c, slots, rngs) if c.block.position == "learned" else None
+    return Places(c, indices, rngs) if c.block.position == "learned" else None
 
 
 INPUT_RULES: dict[type, type[nnx.Module]] = {  # of each kind of plan

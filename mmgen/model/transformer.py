@@ -22,7 +22,7 @@ from mmgen.model.heads import VocabularyHead
 from mmgen.model.inputs import Slots, condition_embedding, input_rule, places_of
 from mmgen.model.layers import Block, weight
 from mmgen.model.positions import rotary_angles
-from mmgen.plan.plan import GenerationPlan, PlanBatch
+from mmgen.plan.plan import INDEX, GenerationPlan, PlanBatch
 
 __all__ = ["axes", "build_plan", "forward", "init", "loss"]
 
@@ -34,12 +34,12 @@ class Ends(nnx.Module):
         self.condition = condition_embedding(c, rngs)
         self.input = input_rule(c, rngs)
         self.heads = nnx.Dict({f"head{i}": VocabularyHead(c, rngs) for i in range(len(c.taps))})
-        slots, D = build_plan(c).slots, c.block.width
-        self.places = places_of(c, slots, rngs)
+        plan, D = build_plan(c), c.block.width
+        self.places = places_of(c, int(plan.position[:, INDEX].max()) + 1, rngs)
         if c.unread:
             self.unread = weight(rngs, (c.unread, D), ("frozen", None), scale=0.0)
         if c.block.modulation == "slot":
-            self.number = weight(rngs, (slots, D), (None, "embed"))
+            self.number = weight(rngs, (plan.slots, D), (None, "embed"))
         if c.block.modulation == "shared":
             self.modulation = weight(rngs, (D, 6 * D), ("embed", None))
             self.modulation_bias = weight(rngs, (6 * D,), (None,), scale=0.0)

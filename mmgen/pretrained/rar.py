@@ -1,8 +1,10 @@
 """RAR (arXiv 2411.00776): family `rar`, with the tokenizer of family `maskgit-vqgan`.
 
-The weights show every size. `config` takes RAR's own keys, those of its files' model.generator or the whole file; sizes that it
-states must be those of the weights, and guidance_scale, guidance_scale_pow and randomize_temperature replace the recommended
-sampling. Ignored: model_type, dropout, attn_drop, class_label_dropout, use_checkpoint.
+`config` takes RAR's own keys, with or without the sections of its files' "model". Read: guidance_scale, guidance_scale_pow and
+randomize_temperature, instead of the published size's. What weights show must agree: codebook_size, hidden_size,
+num_hidden_layers, num_attention_heads, intermediate_size, image_seq_len, condition_num_classes. Ignored: dropout, attn_drop,
+class_label_dropout, use_checkpoint, and the tokenizer's token_size, num_latent_tokens, finetune_decoder,
+pretrained_tokenizer_weight.
 """
 
 import math
@@ -12,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.files import flatten, rename, unflatten
-from mmgen_tokenizers.pretrained.from_weights import settings
+from mmgen_tokenizers.pretrained.from_weights import agree, settings
 
 from mmgen.model import transformer
 from mmgen.model.config import BlockConfig, ClassCondition, Dropout, GeneratorConfig, RandomOrder, Sampling, TokenLayout
@@ -66,7 +68,10 @@ MODULATION = np.array([2, 5, 1, 4, 0, 3])
 SHOWN = ("codebook_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_seq_len",
          "condition_num_classes")  # fmt: skip
 USED = ("guidance_scale", "guidance_scale_pow", "randomize_temperature")
-IGNORED = ("model_type", "dropout", "attn_drop", "class_label_dropout", "use_checkpoint")
+IGNORED = ("dropout", "attn_drop", "class_label_dropout", "use_checkpoint", "token_size", "num_latent_tokens",
+           "finetune_decoder", "pretrained_tokenizer_weight")  # fmt: skip
+NEEDED = ("target_aware_pos_embed", "pos_embed", "embeddings.weight", "lm_head.weight", "blocks.0.attn.q_norm.weight",
+          "blocks.0.mlp.fc1.bias")  # fmt: skip
 
 
 def preset(size: str, classes: int = 1000, tokens: int = 256, vocabulary: int = 1024) -> GeneratorConfig:
@@ -95,9 +100,10 @@ def _model(
 
 def configure(state: dict[str, np.ndarray], config: dict | None) -> tuple[GeneratorConfig, Sampling]:
     """The model that a checkpoint holds, and its recommended sampling."""
-    if "target_aware_pos_embed" not in state or "blocks.0.attn.q_norm.weight" not in state:
-        raise UserError("the checkpoint has no target_aware_pos_embed or no q_norm: it is no RAR (tokenizer: maskgit-vqgan)")
-    given = _own_keys(config or {})
+    for name in NEEDED:
+        if name not in state:
+            raise UserError(f"the checkpoint has no {name}: it is no RAR (its tokenizer: maskgit-vqgan)")
+    given = settings("rar", (config or {}).get("model", config), {}, (*SHOWN, *USED), IGNORED)
     vocabulary, width = state["lm_head.weight"].shape
     shown = {
         "codebook_size": vocabulary,
@@ -108,26 +114,15 @@ def configure(state: dict[str, np.ndarray], config: dict | None) -> tuple[Genera
         "image_seq_len": state["pos_embed"].shape[1] - 1024,
         "condition_num_classes": len(state["embeddings.weight"]) - vocabulary - 2,
     }
-    for key, value in shown.items():
-        if given.get(key) not in (None, value):
-            raise UserError(f"config says {key} {given[key]}, the checkpoint's tensors {value}")
+    agree("rar", given, shown)
     _, _, depth, heads, mlp, tokens, classes = shown.values()
     model = _model(depth, width, heads, mlp, classes, tokens, vocabulary, unread=sum(UNREAD))
     return model, _sampling(given, depth, width)
 
 
-def _own_keys(config: dict) -> dict:
-    """RAR's keys from model.generator and model.vq_model of one of its files, or given as they are."""
-    given = dict(config)
-    if "model" in config:
-        parts = config["model"]
-        given = {"codebook_size": parts.get("vq_model", {}).get("codebook_size"), **parts.get("generator", {})}
-    return settings("rar", given, {}, (*SHOWN, *USED), IGNORED)
-
-
 def _sampling(given: dict, depth: int, width: int) -> Sampling:
     """That of the published size, unless given; other sizes are drawn without guidance."""
-    sizes = {(d, w): settings for d, w, _, settings in SIZES.values()}
+    sizes = {(d, w): recommended for d, w, _, recommended in SIZES.values()}
     recommended = zip(USED, sizes.get((depth, width), (1.0, 1.0, 1.0)), strict=True)
     scale, power, temperature = (float(given.get(name, value)) for name, value in recommended)
     # Scale 0 is RAR's way to say: without guidance.

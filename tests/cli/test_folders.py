@@ -28,6 +28,7 @@ def test_info_of_a_generator_and_its_tokenizer(text_folder, capsys):
     text = capsys.readouterr().out
     for line in ("a generator", "model.block.width  8", "sampling.guidance  2.0", "a tokenizer", "config.quantizer.size  32"):
         assert line in text
+    assert "steps  4\n  padding  1.0\n  site -> step\n  0 1\n  2 3\n" in text
 
 
 def test_info_of_an_experiment_lists_the_fields_as_the_command_line_takes_them(tmp_path, capsys):

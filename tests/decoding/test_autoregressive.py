@@ -26,7 +26,10 @@ def raster(**block) -> GeneratorConfig:
 
 CONFIGS = {
     "raster": raster(),
-    "raster-1d-grouped-queries-qk-norm": raster(kv_heads=1, qk_norm=True, position="rope_1d"),
+    "order-1d-grouped-queries-qk-norm": dataclasses.replace(
+        raster(kv_heads=1, qk_norm=True, position="rope_1d"), plan=NextToken(order=(7, 2, 11, 0, 5, 9, 1, 8, 3, 10, 4, 6))
+    ),
+    "new": plans.config("new"),
     "sub-tokens": dataclasses.replace(raster(), layout=TokenLayout(height=3, width=4, codebook_size=5, groups=3)),
     "neighbor": plans.config("neighbor"),
     "random": dataclasses.replace(plans.config("random", **plans.RAR), condition=ClassCondition(3, prefix=2)),

@@ -120,10 +120,12 @@ def test_recommended_sampling(fixture):
 def test_what_does_not_fit_is_refused(fixture, tmp_path):
     folder, _, _, gen = fixture
     weights = folder / "model.safetensors"
-    with pytest.raises(UserError, match="config says hidden_size 768, the checkpoint's tensors 64"):
+    with pytest.raises(UserError, match="the config has hidden_size 768, but here it is 64"):
         mmgen.convert("rar", weights, out=tmp_path / "x", config={"hidden_size": 768})
     with pytest.raises(UserError, match="unknown config key 'guidance'.*guidance_scale"):
         mmgen.convert("rar", weights, out=tmp_path / "x", config={"guidance": 768})
+    with pytest.raises(UserError, match="no target_aware_pos_embed: it is no RAR"):
+        mmgen.convert("rar", folder.parent / "nar" / "model.safetensors", out=tmp_path / "x")
     for format, words in (("llamagen", "LlamaGen's code has no model"), ("var", "VAR's code has no model")):
         with pytest.raises(UserError, match=words):
             export(gen, tmp_path, format)

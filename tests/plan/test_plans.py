@@ -56,6 +56,25 @@ def test_positions_of_the_condition():
     assert diagonal[2:, ROW].tolist() == [2, 2, 2, 3, 3, 3, 4, 4] and diagonal[2:, COLUMN].tolist() == [2, 3, 4] * 2 + [2, 3]
 
 
+def test_next_token_in_any_order():
+    order = (2, 0, 3, 1)
+    plan = NextToken(order=order).build(grid(2), 3)
+    assert plan.causal and plan.source.tolist() == [-1, -1, -1, 2, 0, 3]
+    assert plan.combine_slot[list(order), 0].tolist() == [2, 3, 4, 5] and plan.site_time[list(order)].tolist() == [0, 1, 2, 3]
+    assert plan.position[3:, ROW].tolist() == [4, 3, 4] and plan.position[3:, COLUMN].tolist() == [3, 3, 4]
+    assert plan.position[:, INDEX].tolist() == [0, 1, 2, 5, 3, 6]
+
+
+@pytest.mark.parametrize(
+    ("order", "words"),
+    [((0, 1, 1, 3), "1 is named 2 times, 2 is named 0 times"), ((0, 1, 2), "it has 3 numbers, 3 is named 0 times"),
+     ((0, 1, 2, 9), "3 is named 0 times"), ((-1, 1, 2, 3), "it has 4 numbers"), ((0, 1, 2, 3, 4), "it has 5 numbers")],
+)  # fmt: skip
+def test_an_order_names_each_site_once(order, words):
+    with pytest.raises(UserError, match=f"each of the sites 0 .. 3 once.*{words}"):
+        NextToken(order=order).build(grid(2), 1)
+
+
 def test_random_order_draws_in_raster_order_and_is_told_its_targets():
     plan, raster = RandomOrder("none").build(grid(3), 2), NextToken("none").build(grid(3), 2)
     for name, array in vars(raster).items():
