@@ -63,6 +63,17 @@ def test_a_wrong_weight_and_a_wrong_switch_are_the_first_to_be_named(tok, io):
         explain(mt.Tokenizer(other, tok.params), table_of(tok), io)
 
 
+def test_decoding_starts_from_the_ids_given(tok, io):
+    """So that one id that rounds to another code does not blame the decoder."""
+    ids = (io["ids"] + 1) % 32
+    picture = as_torch(tok.decode(ids.reshape(2, 16)))
+    found = {
+        row.name: row.error
+        for row in check.compare(tok, table_of(tok), {"image": io["image"], "ids": ids, "recon": picture})[0]
+    }
+    assert found["ids"] == 1 and found["recon"] < check.TOLERANCE
+
+
 def test_by_command(tok, io, tmp_path, capsys):
     export(tok, tmp_path / "reference")
     np.savez(tmp_path / "io.npz", **io)
