@@ -34,7 +34,8 @@ class Shapes:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder in Hugging Face's imagefolder convention: metadata.jsonl with file_name and captions, or one folder a class."""
+    """A folder in Hugging Face's imagefolder convention: metadata.jsonl with file_name and captions, one folder a class, or
+    pictures alone, which are enough for a tokenizer."""
 
     folder: str
     caption: str = "text"  # the key of the caption in metadata.jsonl

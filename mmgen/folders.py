@@ -8,6 +8,7 @@ from typing import Any
 from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.files import read_json
 
+from mmgen.training.exports import STEP
 from mmgen.training.metrics import read_metrics
 
 
@@ -43,12 +44,13 @@ def export(folder: str | Path, out: str | Path, format: str | None = None, check
     else:
         from mmgen_tokenizers import load, pretrained
     model = load(place)
+    kind = "generator" if is_generator(config) else f"tokenizer ({model.family})"
     if format is None:
         model.save(out)
-    else:
-        pretrained.export(model, out, format)
-    kind = "generator" if is_generator(config) else f"tokenizer ({model.family})"
-    return f"{out}: {kind}" + (f", in the form of {format}" if format else "")
+        return f"{out}: {kind}"
+    pretrained.export(model, out, format)
+    alone = " alone; export the folder tokenizer/ beside its config.json as well" if getattr(model, "tokenizer", None) else ""
+    return f"{out}: the weights of the {kind}{alone}, under the names of {format}"
 
 
 def convert(
@@ -60,7 +62,8 @@ def convert(
 
     from mmgen import pretrained
 
-    if family in pretrained.FAMILIES:
+    both = family in pretrained.FAMILIES and family in TOKENIZERS  # MaskBit calls both its halves so
+    if family in pretrained.FAMILIES and not (both and not pretrained.FAMILIES[family].is_generator(checkpoint)):
         pretrained.convert(family, checkpoint, out, config, tokenizer)
     elif family not in TOKENIZERS:
         known = [*TOKENIZERS, *pretrained.FAMILIES]
@@ -113,10 +116,34 @@ def describe_model(folder: Path) -> str:
     place, config = find(folder)
     weights = sum(file.stat().st_size for file in place.glob("model*.safetensors"))
     kind = "generator" if is_generator(config) else "tokenizer"
-    pages = [_page(f"{place}: a {kind}, {weights / 1e6:.1f} MB of weights", config)]
+    step = f" of step {read_json(place / STEP)['step']}" if (place / STEP).is_file() else ""
+    pages = [_page(f"{place}: a {kind}, {weights / 1e6:.1f} MB of weights{step}", config)]
+    if is_generator(config):
+        pages.append(describe_plan(config["model"]))
     if (place / "tokenizer" / "config.json").is_file():
         pages.append(describe_model(place / "tokenizer"))
     return "\n".join(pages)
+
+
+def describe_plan(model: dict[str, Any]) -> str:
+    """The order in which a generator predicts, drawn, and what it costs. `model`: JSON of a GeneratorConfig."""
+    from mmgen_tokenizers.configs import from_json
+
+    from mmgen.decoding.autoregressive import schedule
+    from mmgen.model.config import GeneratorConfig, Masked
+    from mmgen.model.masking import hidden_share
+    from mmgen.plan.drawing import drawing
+
+    c = from_json(GeneratorConfig, model)
+    plan = c.plan.build(c.layout, c.condition.slots)
+    if isinstance(c.plan, Masked):
+        holes = " ".join(f"{float(hidden_share(c.plan, t / c.plan.steps)):.2f}" for t in range(c.plan.steps))
+        numbers = {"slots": plan.slots, "sites": plan.sites, "steps": c.plan.steps}
+        return f"{_page('order of prediction', numbers)}\n  step -> share of the tokens that it finds hidden\n  {holes}"
+    computed = sum(segment.width * (segment.stop - segment.start) for segment in schedule(plan))
+    numbers = {"slots": plan.slots, "sites": plan.sites, "steps": plan.times, "padding": round(computed / plan.slots, 3)}
+    lines = [f"  {line}" for line in drawing(plan, c.layout)]
+    return "\n".join([_page("order of prediction", numbers), "  site -> step", *lines])
 
 
 def _page(title: str, tree: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ out = gen.generate(prompts=["a small red circle above a large blue square"], num
 out.images    # float32 [4, H, W, 3] in [-1, 1]
 """
 
+import dataclasses
 import functools
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,15 +20,17 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from mmgen_tokenizers.configs import from_json, to_json
 from mmgen_tokenizers.errors import UserError, nearest
-from mmgen_tokenizers.files import load_arrays, read_json, save_arrays, write_json
+from mmgen_tokenizers.files import check_shapes, load_arrays, read_json, save_arrays, write_json
 
 from mmgen.decoding.autoregressive import Autoregressive, Request, Settings, decode_params
-from mmgen.decoding.choice import Choice, auto_window
-from mmgen.decoding.jacobi import INITS, Init, Jacobi, Start
+from mmgen.decoding.choice import Choice, auto_window, check_draft, starting
+from mmgen.decoding.jacobi import Init, Jacobi
+from mmgen.decoding.known import in_raster, with_known
+from mmgen.decoding.masked import MaskedRounds
 from mmgen.decoding.speculative import Speculative
 from mmgen.decoding.target import Filter, resolve
 from mmgen.model import transformer
-from mmgen.model.config import ClassCondition, FeatureCondition, GeneratorConfig, Sampling, TextCondition
+from mmgen.model.config import ClassCondition, FeatureCondition, GeneratorConfig, Masked, Sampling, TextCondition
 
 FORMAT = 1  # of config.json
 ROWS = 256  # pictures decoded at once, at most
@@ -68,7 +71,7 @@ class Generator:
         self.config, self.params, self.tokenizer, self.text = config, params, tokenizer, text
         self.sampling, self.labels, self.weights = sampling, tuple(labels) if labels else None, weights
         self.dtype = jnp.dtype(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
-        self._decoder = Autoregressive(config, self.dtype)
+        self._decoder = (MaskedRounds if isinstance(config.plan, Masked) else Autoregressive)(config, self.dtype)
         self._decoders: dict = {}
         self._programs: dict = {}
 
@@ -89,7 +92,10 @@ class Generator:
         features: Float[np.ndarray, "b c f"] | None = None,
         features_mask: Bool[np.ndarray, "b c"] | None = None,
     ) -> Float[np.ndarray, "b n ..."]:
-        """float32 [B, N, V] ([B, N, G, V] with groups), before guidance and temperature: row n predicts site n."""
+        """float32 [B, N, V] ([B, N, G, V] with groups), before guidance and temperature: row n predicts site n.
+
+        Of a masked model: from all tokens that are not hidden; the id V, `codebook_size`, hides one.
+        """
         batch = self._condition(labels, prompts, features, features_mask, null_allowed=True)
         tokens = np.asarray(tokens, np.int32)
         layout = self.config.layout
@@ -98,8 +104,9 @@ class Generator:
             raise UserError(
                 f"tokens have shape {tokens.shape}; {_rows(batch)} conditions and this model need {(_rows(batch), *shape[1:])}"
             )
-        if tokens.min() < 0 or tokens.max() >= layout.codebook_size:
-            raise UserError(f"tokens must be in 0 .. {layout.codebook_size - 1}; found {tokens.min()} .. {tokens.max()}")
+        highest = layout.codebook_size - (not isinstance(self.config.plan, Masked))
+        if tokens.min() < 0 or tokens.max() > highest:
+            raise UserError(f"tokens must be in 0 .. {highest}; found {tokens.min()} .. {tokens.max()}")
         return np.asarray(self._forward(self._device_params, {"ids": tokens} | batch))
 
     @functools.cached_property
@@ -135,6 +142,10 @@ class Generator:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        steps: int | None = None,
+        choice_temperature: float | None = None,
+        known: Int[np.ndarray, "b n ..."] | None = None,
+        known_mask: Bool[np.ndarray, "b n ..."] | None = None,
         decoder: Literal["autoregressive", "jacobi", "speculative"] = "autoregressive",
         window: int | Literal["auto"] | None = None,
         init: Init | Int[np.ndarray, "b n ..."] | None = None,
@@ -146,33 +157,54 @@ class Generator:
         The same (seed, sample index) gives the same picture in any batch (in float32); indices count from `first_index`, so
         that a job can be continued. None: the settings recommended with the weights. Guidance g is uncond + g (cond - uncond)
         (arXiv 2207.12598); an array gives one factor per decode step; `guidance_schedule` "constant", "linear" or
-        ("power_cosine", p) spreads one number over the steps.
+        ("power_cosine", p) spreads one number over the steps. `steps` and `choice_temperature` are those of a masked plan.
+
+        `known` [B, N] (or [N], for all): tokens of a picture. Those where `known_mask` is true are kept, the others are drawn
+        to fit (decoding/known.py says which plans can keep what); the null label is then allowed too.
 
         `decoder` "jacobi" computes `window` sites a forward ("auto": as many as cost this device nothing), beginning from
         `init`: copies of the "left" or "upper" neighbor, a draw from the last "law" or from all tokens ("uniform"), or tokens
         [B, N] that may be near; "speculative" lets the generator `draft` guess them. Both give the tokens of
-        "autoregressive" (in float32) in fewer forwards; with `coupling` "maximal" other tokens of the same distribution, in
-        fewer still. Raises UserError for what does not fit the model.
+        "autoregressive" (in float32) in fewer forwards. With `coupling` "maximal" they take fewer still, and give other
+        pictures of the same distribution, which depend on the window too.
+
+        Raises UserError for what does not fit the model.
         """
         choice = Choice(decoder, window, init, coupling, draft)
-        models = (self,) if draft is None else (self, self._checked(draft))
+        models = (self,) if draft is None else (self, draft)
+        check_draft(*models)
         if (num := 1 if num is None else num) < 1:
             raise UserError(f"num {num} must be at least 1")
-        batches = [model._condition(labels, prompts, features, features_mask) for model in models]
-        batches = [{name: np.repeat(value, num, axis=0) for name, value in batch.items()} for batch in batches]
+        batches = []
+        for model in models:
+            batch = model._condition(labels, prompts, features, features_mask, null_allowed=known is not None)
+            batch = with_known(model.config, model._decoder.plan, batch, known, known_mask)
+            batches.append({name: np.repeat(value, num, axis=0) for name, value in batch.items()})
+        times, rounds = self._rounds(steps, choice_temperature)
         which, settings = resolve(
-            self.sampling, self._decoder.plan.times, self.config.layout.codebook_size,
+            self.sampling, times, self.config.layout.codebook_size,
             guidance=guidance, guidance_schedule=guidance_schedule, temperature=temperature, top_k=top_k, top_p=top_p,
         )  # fmt: skip
         machine = self._machine(choice, _rows(batches[0]), which)
-        fixed = (jax.random.key(seed, impl="threefry2x32"), Settings(**settings), which)
+        fixed = (jax.random.key(seed, impl="threefry2x32"), Settings(**settings, **rounds), which)
         pieces = [
-            self._piece(machine, models, batches, choice.init, fill, first_index, *fixed)
-            for fill in self._pieces(machine, _rows(batches[0]))
+            self._piece(machine, models, batches, init, rows, first_index, *fixed)
+            for rows in self._pieces(machine, _rows(batches[0]))
         ]
-        tokens = np.concatenate([tokens for tokens, _ in pieces])
+        tokens = in_raster(self.config, batches[0], np.concatenate([tokens for tokens, _ in pieces]))
         images = None if self.tokenizer is None else np.asarray(self.tokenizer.decode(tokens, self.config.layout))
         return Output(tokens, images, max(forwards for _, forwards in pieces))
+
+    def _rounds(self, steps: int | None, choice_temperature: float | None) -> tuple[int, dict[str, np.float32]]:
+        """How many steps decoding takes, and what only masked plans have."""
+        plan = self.config.plan
+        if isinstance(plan, Masked):
+            given = {"steps": steps, "choice_temperature": choice_temperature}
+            plan = dataclasses.replace(plan, **{name: value for name, value in given.items() if value is not None})
+            return plan.steps, {"choice_temperature": np.float32(plan.choice_temperature)}
+        if steps is not None or choice_temperature is not None:
+            raise UserError("steps and choice_temperature are settings of masked models; this one's order says its steps")
+        return self._decoder.plan.times, {}
 
     def _pieces(self, machine: Autoregressive, rows: int) -> Iterator[np.ndarray]:
         """Row numbers of pieces that fit in memory."""
@@ -200,18 +232,17 @@ class Generator:
             (model._decode_params, model._pairs({name: value[fill] for name, value in batch.items()}, which))
             for model, batch in zip(models, batches, strict=True)
         ]
-        extra = (self._start(init, fill),) if isinstance(machine, Jacobi) else ()
+        extra = (starting(self.config.layout, init, fill),) if isinstance(machine, Jacobi) else ()
         run = self._program(machine, which)
         tokens, forwards = run(given, (first_index + fill).astype(np.uint32), key, settings, extra)
         return np.asarray(tokens)[: len(rows)], int(forwards)
 
     def _pairs(self, batch: dict, which: Filter) -> dict[str, np.ndarray]:
         """With the null condition of guidance behind."""
-        if not which.guided:
-            return batch
-        return {name: np.concatenate([value, self._null(batch)[name]]) for name, value in batch.items()}
+        null = self._null(batch) if which.guided else {}
+        return {name: np.concatenate([value, null.get(name, value)]) for name, value in batch.items()} if null else batch
 
-    def _program(self, machine: Autoregressive, which: Filter):
+    def _program(self, machine: Autoregressive | MaskedRounds, which: Filter):
         if (machine, which) not in self._programs:
 
             def run(given, index, key, settings, extra):
@@ -222,9 +253,7 @@ class Generator:
             self._programs[machine, which] = jax.jit(run)
         return self._programs[machine, which]
 
-    # Decoders -------------------------------------------------------------------------------------------------------
-
-    def _machine(self, choice: Choice, rows: int, which: Filter) -> Autoregressive:
+    def _machine(self, choice: Choice, rows: int, which: Filter) -> Autoregressive | MaskedRounds:
         """The decoder of a choice: one object, so that its program is compiled once."""
         if choice.decoder == "autoregressive":
             return self._decoder
@@ -237,31 +266,6 @@ class Generator:
         if sizes not in self._decoders:
             self._decoders[sizes] = kind(self.config, self.dtype, *sizes)
         return self._decoders[sizes]
-
-    def _start(self, init: Init | Int[np.ndarray, "b n ..."] | None, rows: np.ndarray) -> Start:
-        layout = self.config.layout
-        shape = (layout.sites, *([layout.groups] if layout.groups > 1 else []))
-        if init is None or isinstance(init, str):
-            return Start(np.int32(INITS.index(init or "law")), np.zeros((len(rows), *shape), np.int32))
-        init = np.asarray(init, np.int32)
-        if init.shape[1:] != shape or len(init) <= rows.max():
-            raise UserError(f"init has shape {init.shape}; give tokens {(int(rows.max()) + 1, *shape)}, a row for each picture")
-        if init.min() < 0 or init.max() >= layout.codebook_size:
-            raise UserError(f"init must hold tokens in 0 .. {layout.codebook_size - 1}; found {init.min()} .. {init.max()}")
-        return Start(np.int32(len(INITS)), init[rows])
-
-    def _checked(self, draft: "Generator") -> "Generator":
-        """A draft must speak of the same tokens."""
-        if draft.config.layout != self.config.layout:
-            raise UserError(
-                f"the draft predicts {draft.config.layout}, this generator {self.config.layout}: take a draft of the same"
-            )
-        prints = [model.tokenizer.fingerprint for model in (self, draft) if model.tokenizer is not None]
-        if len(set(prints)) > 1:
-            raise UserError(
-                f"the draft has another tokenizer ({prints[1]}) than this generator ({prints[0]}): train both with one"
-            )
-        return draft
 
     @functools.cached_property
     def _decode_params(self) -> dict:
@@ -361,7 +365,7 @@ def load(folder: str | Path, dtype: Literal["float32", "bfloat16"] | None = None
         raise UserError(f"{folder}/config.json has another format than {FORMAT}: update mmgen, or export the run again")
     exported = from_json(Exported, config)
     params = load_arrays(folder)
-    _check_shapes(exported.model, params, folder)
+    check_shapes(folder, params, jax.eval_shape(lambda: transformer.init(exported.model, jax.random.key(0))))
     text = None
     if (folder / "text.model").is_file():
         from mmgen.data.text import TextTokenizer
@@ -369,15 +373,3 @@ def load(folder: str | Path, dtype: Literal["float32", "bfloat16"] | None = None
         text = TextTokenizer.load(folder / "text.model")
     tokenizer = mt.load(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
     return Generator(exported.model, params, tokenizer, text, exported.sampling, exported.labels, exported.weights, dtype)
-
-
-def _check_shapes(c: GeneratorConfig, params: dict, folder: Path) -> None:
-    expected = jax.eval_shape(lambda: transformer.init(c, jax.random.key(0)))
-    flat, wanted = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (params, expected))
-    for path in flat.keys() | wanted.keys():
-        found, need = (tree[path].shape if path in tree else None for tree in (flat, wanted))
-        if found != need:
-            name = ".".join(key.key for key in path)
-            raise UserError(
-                f"{name} is {found or 'absent'} in {folder}/model.safetensors, but config.json needs {need or 'none'}"
-            )

@@ -16,11 +16,10 @@ from jaxtyping import Int, UInt8
 from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.files import temporary_beside, write_json
 from mmgen_tokenizers.pictures import grid, to_uint8, write_png
+from mmgen_tokenizers.progress import Counter
 
 from mmgen.generator import Generator, load
 from mmgen.model.config import FeatureCondition, TextCondition
-from mmgen.progress import Counter
-from mmgen.training.compilation import use_compilation_cache
 
 GRID = 1024  # pictures in a grid, at most
 EACH_CLASS = 64  # without labels and number: one picture of each of the first so many classes
@@ -54,7 +53,6 @@ def sample(
     int32 "tokens" [N, sites]; `npz`: a file with uint8 "arr_0" [N, H, W, 3]. `settings` go to `Generator.generate`,
     `dtype` to `mmgen.load`; `draft` is the folder of the generator that speculative decoding drafts with.
     """
-    use_compilation_cache()
     start = time.perf_counter()
     generator = load(folder, dtype)
     rows = conditions(generator, prompts, labels, num)

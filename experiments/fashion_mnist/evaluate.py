@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from mmgen_tokenizers.cache import use_compilation_cache
 from mmgen_tokenizers.files import write_json
 from mmgen_tokenizers.metrics import psnr
 from mmgen_tokenizers.pictures import to_float, to_uint8
@@ -19,7 +20,6 @@ from mmgen.data import batches
 from mmgen.evaluation.classifier import recognised, train_classifier
 from mmgen.evaluation.curves import charts
 from mmgen.report import Card, Figure, Gallery, write_report
-from mmgen.training.compilation import use_compilation_cache
 
 
 def main(run: str, samples: str = "500") -> None:

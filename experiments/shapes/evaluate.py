@@ -8,13 +8,13 @@ Writes figures.json and report.html into the run folder.
 import sys
 from pathlib import Path
 
+from mmgen_tokenizers.cache import use_compilation_cache
 from mmgen_tokenizers.files import write_json
 
 from mmgen import config, load
 from mmgen.evaluation import shapes
 from mmgen.evaluation.curves import charts
 from mmgen.report import write_report
-from mmgen.training.compilation import use_compilation_cache
 
 TARGETS = shapes.TARGETS | {"objects_right": 0.90, "places_right": 0.80}
 

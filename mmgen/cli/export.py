@@ -1,11 +1,16 @@
 """Write a run's weights to a folder for use elsewhere: in our own form, or under the names of the published code.
 
 RUN is a run folder, or any folder that `mmgen sample` or `mmgen-tokenizers` reads. The folder written is complete: config.json,
-model.safetensors and, for a generator, its text model and tokenizer. With --format only model.safetensors is written.
+model.safetensors and, for a generator, its text model and tokenizer.
+
+With --format only weights are written, as model.safetensors; a generator's tokenizer is exported by itself, where its network
+is one of the published code. LlamaGen's scripts read files of torch: there
+torch.save({"model": safetensors.torch.load_file("model.safetensors")}, "model.pt") makes one.
 
 example:
   mmgen export runs/my_generator --out my_model --checkpoint best
-  mmgen export runs/my_generator --out for_llamagen --format llamagen
+  mmgen export models/gpt_b --out for_llamagen/gpt --format llamagen
+  mmgen export models/gpt_b/tokenizer --out for_llamagen/vq --format llamagen
 """
 
 from collections.abc import Sequence
@@ -22,7 +27,7 @@ def parser() -> Parser:
         metavar="best|last|STEP",
         help="of a run: the one with the lowest validation loss, the last one (default), or that of a step",
     )
-    p.add_argument("--format", metavar="NAME", help="names and layout of published code: llamagen, nar, var (default: our own)")
+    p.add_argument("--format", metavar="NAME", help="published names: llamagen, maskbit, nar, rar, var (default: our own)")
     return p
 
 

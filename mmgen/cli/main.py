@@ -3,17 +3,18 @@
 import importlib
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 
-from mmgen_tokenizers.errors import UserError, is_full_disk, nearest
+from mmgen_tokenizers.errors import UserError, is_full_disk, nearest, plain_warnings
 
 VERBS = {
     "quickstart": "train a tokenizer and a generator on embedded scenes, and draw pictures from prompts",
     "train": "train what an experiment file describes, or continue its run",
     "tokenize": "turn a set of pictures into token shards",
     "sample": "draw pictures from a trained or converted model",
+    "edit": "draw a part of a picture anew, or continue it beyond its edges",
     "export": "write a run's weights for use elsewhere",
+    "pull": "fetch a file of published weights",
     "convert": "read a published checkpoint",
     "info": "describe a run, an exported model, token shards or an experiment file",
 }
@@ -47,8 +48,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 2 for what the user can mend, 130 for ctrl-C."""
-    # A warning is for the user: one line, without the place in our code.
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    plain_warnings()
     try:
         run(sys.argv[1:] if arguments is None else arguments)
         return 0

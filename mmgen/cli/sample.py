@@ -1,7 +1,8 @@
 """Draw pictures from a trained, exported or converted model.
 
 The same seed gives the same pictures, whatever else is drawn with them (in float32). Settings that are not given are those
-recommended with the model. A class model without --label goes through all of its classes, evenly.
+recommended with the model. A class model without --label goes through all of its classes, evenly. RUN comes first: --prompt
+and --label take all words that follow.
 
 example:
   mmgen sample runs/quickstart/generator --prompt 'a small red circle above a large blue square' -n 4 --out circles.png
@@ -13,7 +14,8 @@ from collections.abc import Sequence
 
 from mmgen.cli.parsing import Parser, existing
 
-SETTINGS = ("guidance", "guidance_schedule", "temperature", "top_k", "top_p", "decoder", "window", "init", "coupling")
+SETTINGS = ("guidance", "guidance_schedule", "temperature", "top_k", "top_p", "steps", "choice_temperature")
+DECODER = ("decoder", "window", "init", "coupling")
 
 
 def parser() -> Parser:
@@ -24,31 +26,41 @@ def parser() -> Parser:
     what.add_argument("--prompts", metavar="FILE", help="a text file with one prompt a line")
     what.add_argument("--label", action="append", nargs="+", metavar="K", help="a class by number or name; several are allowed")
     p.add_argument("-n", "--num", type=int, metavar="N", help="pictures for each prompt or label, or in all (default: 1)")
-    p.add_argument("--seed", type=int, default=0, metavar="S", help="(default: 0)")
-    p.add_argument("--guidance", type=float, metavar="G", help="classifier-free guidance; 1: none")
-    p.add_argument("--guidance-schedule", metavar="NAME", help="constant, linear or power_cosine:P")
-    p.add_argument("--temperature", type=float, metavar="T")
-    p.add_argument("--top-k", type=int, metavar="K", help="draw from the K most likely tokens; 1: always the most likely")
-    p.add_argument("--top-p", type=float, metavar="P", help="draw from the most likely tokens that hold P of the probability")
+    add_settings(p)
     p.add_argument("--decoder", metavar="NAME", help="autoregressive; or the same in fewer forwards: jacobi, speculative")
     p.add_argument("--window", type=_window, metavar="W", help="sites a forward computes: a number or auto (default: auto)")
     p.add_argument("--init", metavar="NAME", help="what jacobi begins from: left, upper, law or uniform (default: law)")
     p.add_argument("--coupling", metavar="NAME", help="maximal: fewer forwards, other pictures of the same distribution")
     p.add_argument("--draft", metavar="DIR", help="a smaller generator of the same tokenizer, for --decoder speculative")
-    p.add_argument("--dtype", choices=("float32", "bfloat16"), help="to compute in (default: float32 on a CPU, else bfloat16)")
     p.add_argument("--out", metavar="FILE.png|DIR", help="one grid, or one file a picture (default: samples.png)")
     p.add_argument("--tokens", metavar="FILE.npz", help="also write the token ids, int32 [N, sites]")
     p.add_argument("--npz", metavar="FILE", help="write all pictures as one uint8 array")
     return p
 
 
+def add_settings(p: Parser) -> None:
+    """What says how tokens are drawn."""
+    p.add_argument("--seed", type=int, default=0, metavar="S", help="(default: 0)")
+    p.add_argument("--guidance", type=float, metavar="G", help="classifier-free guidance; 1: none")
+    p.add_argument("--guidance-schedule", metavar="NAME", help="constant, linear or power_cosine:P")
+    p.add_argument("--temperature", type=float, metavar="T")
+    p.add_argument("--top-k", type=int, metavar="K", help="draw from the K most likely tokens; 1: always the most likely")
+    p.add_argument("--top-p", type=float, metavar="P", help="draw from the most likely tokens that hold P of the probability")
+    p.add_argument("--steps", type=int, metavar="T", help="rounds of a masked model")
+    p.add_argument("--choice-temperature", type=float, metavar="T", help="of a masked model: how freely it fills")
+    p.add_argument("--dtype", choices=("float32", "bfloat16"), help="to compute in (default: float32 on a CPU, else bfloat16)")
+
+
 def main(arguments: Sequence[str]) -> None:
     args = parser().parse_args(arguments)
     existing(args.run)
 
+    from mmgen_tokenizers.cache import use_compilation_cache
+
     from mmgen import samples
 
-    settings = {name: getattr(args, name) for name in SETTINGS}
+    use_compilation_cache()
+    settings = {name: getattr(args, name) for name in (*SETTINGS, *DECODER)}
     samples.sample(
         args.run,
         prompts=samples.read_prompts(existing(args.prompts)) if args.prompts else _flat(args.prompt),

@@ -3,7 +3,9 @@
 SPEC of --data is one of
   shapes[:test]              the embedded scenes
   tfds:NAME[:SPLIT]          a TFDS data set that was prepared as array_record (see --data-dir)
-  FOLDER                     pictures: metadata.jsonl with file_name and text, or one folder a class
+  FOLDER                     pictures: metadata.jsonl with file_name and text, one folder a class, or pictures alone
+
+Captions and classes are stored with the tokens where there are any.
 
 example:
   mmgen tokenize runs/my_tokenizer --data my_pictures/train --out my_tokens --crops random:8
@@ -31,8 +33,8 @@ def parser() -> Parser:
     p.add_argument(
         "--crops",
         default="center",
-        metavar="center|random:K|ten",
-        help="one central crop, K random crops, or LlamaGen's ten crops of each picture (default: center)",
+        metavar="center|random:K|ten[:MARGINS]",
+        help="of each picture the middle (default), K random crops, or LlamaGen's ten (ten:1.1,1.05: twice ten)",
     )
     p.add_argument("--flip", action="store_true", help="mirror half of the random crops")
     p.add_argument("--count", type=int, metavar="N", help="only the first N pictures")
@@ -53,7 +55,10 @@ def main(arguments: Sequence[str]) -> None:
         print(f"{args.out}: codes of {count} pictures")
         return
 
+    from mmgen_tokenizers.cache import use_compilation_cache
+
     from mmgen.data.tokenize import tokenize
 
+    use_compilation_cache()
     tokenize(args.tokenizer, args.data, args.out, crops=args.crops, flip=args.flip, count=args.count, seed=args.seed,
              data_dir=args.data_dir)  # fmt: skip

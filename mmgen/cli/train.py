@@ -8,7 +8,8 @@ example:
   mmgen train experiments/shapes/tokenizer.py --data.source.kind ImageFolder --data.source.folder my_pictures
 
 The run folder holds experiment.json, metrics.jsonl, tensorboard/, checkpoints/, previews/ (pictures) and export/, which
-`mmgen sample`, `mmgen.load` and `mmgen_tokenizers.load` read.
+`mmgen sample`, `mmgen.load` and `mmgen_tokenizers.load` read. export/ has the weights of the last checkpoint; it is written
+while training goes on, so after a kill it may have those of the checkpoint before (`mmgen info RUN` says of which step).
 """
 
 from collections.abc import Sequence

@@ -15,7 +15,7 @@ from mmgen.data.damaged import Replacing, Source
 __all__ = ["Batch", "Batches", "Data", "Replacing", "Source", "batches", "open_source", "parse_source"]
 
 
-def _open(data: Data) -> Source:
+def _open(data: Data, captioned: bool) -> Source:
     # Imported here: most programs use one kind, and TFDS is an extra.
     match data.source:
         case config.Shapes(split, number):
@@ -23,9 +23,9 @@ def _open(data: Data) -> Source:
 
             return ShapesSource(split, number, data.size)
         case config.ImageFolder(folder, caption):
-            from mmgen.data.image_folder import ImageFolderSource
+            from mmgen_tokenizers.image_folder import ImageFolderSource
 
-            return ImageFolderSource(folder, caption)
+            return ImageFolderSource(folder, caption, captioned)
         case config.TFDS(name, split, data_dir):
             from mmgen.data.tfds import TFDSSource
 
@@ -40,12 +40,13 @@ def _open(data: Data) -> Source:
             return TokenShardsSource(folder, cache)
 
 
-def open_source(data: Data) -> Replacing:
+def open_source(data: Data, captioned: bool = False) -> Replacing:
     """Opens the source that `data` names: `source[i]` is an example as the source has it (pictures in their own size).
 
-    The next good example stands in for a damaged picture. Raises `UserError` for what is not there, and for an empty source.
+    The next good example stands in for a damaged picture. `captioned`: metadata must have a caption for every picture. Raises
+    `UserError` for what is not there, and for an empty source.
     """
-    source = Replacing(_open(data))
+    source = Replacing(_open(data, captioned))
     if not len(source):
         raise UserError(f"{data.source} holds no pictures")
     return source

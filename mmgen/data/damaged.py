@@ -18,6 +18,9 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
+    def caption(self, index: int) -> str | None:
+        """The text of an example, without reading its picture; None where it has none."""
+
 
 class Replacing:
     """A source in which the next good example stands in for one whose picture is damaged.
@@ -44,6 +47,10 @@ class Replacing:
             except PictureError as error:
                 self._note(other, str(error))
         raise UserError(f"none of the {len(self)} pictures can be read; the first: {self.damaged[0]}")
+
+    def caption(self, index: int) -> str | None:
+        """That of the example itself: whether its picture is damaged shows when it is read."""
+        return self.source.caption(index)
 
     def _note(self, index: int, cause: str) -> None:
         with self._lock:

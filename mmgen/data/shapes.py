@@ -313,11 +313,6 @@ class Verdict:
     unclear: tuple[int, ...] = ()
 
 
-def read(picture: UInt8[np.ndarray, "size size 3"]) -> list[Object]:
-    """The objects in a picture of 32 or 64 pixels; cells with nothing that it knows are left out."""
-    return list(read_cells(np.asarray(picture)[None])[0][0])
-
-
 def verify(caption: str, picture: UInt8[np.ndarray, "size size 3"]) -> Verdict:
     """Does the picture show what the caption says, and nothing else?"""
     return verify_all([caption], np.asarray(picture)[None])[0]
@@ -437,3 +432,6 @@ class ShapesSource:
             raise IndexError(index)
         made = scene(int(index), self.split)
         return {"image": draw(made, self.size), "text": made.caption}
+
+    def caption(self, index: int) -> str:
+        return scene(int(index), self.split).caption

@@ -38,6 +38,7 @@ class TFDSSource:
                 f"{folder} was prepared as {builder.info.file_format.value}: prepare it with file_format='array_record'"
             )
         self._records = builder.as_data_source(split)
+        self._undecoded = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         self._label = "label" if "label" in features else None
         self._text = next((key for key in CAPTIONS if key in features), None)
         names = getattr(features["label"], "names", None) if self._label else None
@@ -52,9 +53,15 @@ class TFDSSource:
         if self._label:
             example["label"] = int(record["label"])
         if self._text:
-            text = record[self._text]
-            example["text"] = text.decode() if isinstance(text, bytes) else str(text)
+            example["text"] = _string(record[self._text])
         return example
+
+    def caption(self, index: int) -> str | None:
+        return _string(self._undecoded[index][self._text]) if self._text else None
+
+
+def _string(text: bytes | str) -> str:
+    return text.decode() if isinstance(text, bytes) else str(text)
 
 
 def _says_something(record: logging.LogRecord) -> bool:

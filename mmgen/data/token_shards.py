@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
+from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.shards import ShardReader
 
 
@@ -14,6 +15,8 @@ class TokenShardsSource:
 
     def __init__(self, folder: str | Path, cache: Literal["ram", "disk"] | None = "ram"):
         self.reader = ShardReader(folder, cache)
+        if self.reader.mixed:
+            raise UserError(f"{folder} holds pictures of several shapes, and a generator reads one: encode them with --square")
         self.labels = self.reader.labels
 
     def __len__(self) -> int:
@@ -23,3 +26,6 @@ class TokenShardsSource:
         record = self.reader[index]
         names = {"ids": "ids", "label": "label", "caption": "text"}
         return {name: record[key] for key, name in names.items() if key in record}
+
+    def caption(self, index: int) -> str | None:
+        return self.reader.about(index).get("caption")

@@ -1,7 +1,6 @@
 """Pictures -> token shards: every picture is encoded once, in one or more crops, for generators to train on."""
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,12 @@ import numpy as np
 from jaxtyping import UInt8
 from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.pictures import fit, ten_crop
+from mmgen_tokenizers.progress import Counter
 from mmgen_tokenizers.shards import ShardWriter
+from mmgen_tokenizers.streaming import groups
 
 from mmgen.config import Data
 from mmgen.data import open_source, parse_source
-from mmgen.progress import Counter
 
 TOGETHER = 64  # crops encoded at once
 
@@ -33,9 +33,10 @@ def tokenize(
 ) -> int:
     """Encodes the pictures that `data` names (see `parse_source`) with the tokenizer in a folder; returns their number.
 
-    `crops`: "center" (one of each), "random:K" (K random ones, half of them mirrored with `flip`), or "ten" (LlamaGen's, arXiv
-    2406.06525). Picture i gives the same crops whatever the count. Damaged pictures are replaced and counted. Raises
-    UserError for an unknown crop, source or tokenizer, and where `out` holds shards already.
+    `crops`: "center" (one of each), "random:K" (K random ones, half of them mirrored with `flip`), "ten" (LlamaGen's, arXiv
+    2406.06525) or "ten:1.1,1.05" (ten for each margin: all that LlamaGen and RAR train on). Picture i gives the same crops
+    whatever the count. Damaged pictures are replaced and counted. Raises UserError for an unknown crop, source or tokenizer,
+    and where `out` holds shards already.
     """
     if count is not None and count < 1:
         raise UserError(f"--count {count}: ask for at least one picture")
@@ -76,20 +77,18 @@ def crop_policy(crops: str, size: int, flip: bool, seed: int) -> tuple[str, Crop
         raise UserError("--flip goes with --crops random:K; ten crops hold mirror images already")
     if crops == "center":
         return "center", lambda picture, index: fit(picture, size)[None]
-    if crops == "ten":
-        return "ten", lambda picture, index: ten_crop(picture, size)
+    if name == "ten":
+        margins = _margins(number)
+        return "ten", lambda picture, index: np.concatenate([ten_crop(picture, size, margin) for margin in margins])
     near = nearest(name, ("center", "random", "ten"))
     raise UserError(f"unknown crops {crops!r}: center, random:K (K crops of each picture) or ten.{near}")
 
 
-def groups(load: Callable[[int], Any], total: int, size: int) -> Iterator[list[Any]]:
-    """load(0), load(1), ... in lists of `size` (the last one shorter); threads read the next list meanwhile."""
-    with ThreadPoolExecutor() as threads:
-        waiting: list = []
-        for start in range(0, total, size):
-            reading = [threads.submit(load, index) for index in range(start, min(start + size, total))]
-            if waiting:
-                yield [future.result() for future in waiting]
-            waiting = reading
-        if waiting:
-            yield [future.result() for future in waiting]
+def _margins(text: str) -> list[float]:
+    try:
+        margins = [float(margin) for margin in text.split(",")] if text else [1.1]
+    except ValueError:
+        margins = []
+    if not margins or not all(1 <= margin <= 2 for margin in margins):
+        raise UserError(f"--crops ten:{text}: write the margins around each ten crops, 1 to 2, as in ten:1.1,1.05")
+    return margins

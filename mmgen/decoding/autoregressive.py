@@ -53,6 +53,7 @@ class Settings(NamedTuple):
     guidance: Array  # [T]
     temperature: Array
     top_p: Array
+    choice_temperature: Array | None = None  # of masked prediction
 
 
 class Request(NamedTuple):
@@ -157,18 +158,22 @@ class Autoregressive:
         c, i = self.config, t - segment.start
         ends = ends_of(c, params)
         row = {name: jnp.asarray(getattr(segment, name))[i] for name in ("first", "site", "slot", "head", "weight")}
-        x, angles, mask = self._inputs(ends, batch, carry, segment, row["first"], t)
-        modulator, head_modulator = ends.modulators(c, batch)
+        x, slots, mask = self._inputs(ends, batch, carry, segment, row["first"], t)
+        angles = rotary_angles(c.block, slots.position)
+        modulator, head_modulator = ends.modulators(c, batch, slots)
         states, cache = self._layers(params["layers"], x, angles, mask, modulator, carry.cache, row["first"])
         logits = combine_with(ends.heads, states, head_modulator, row["slot"], row["head"], row["weight"])
         rows = len(carry.index)
         unconditional = logits[rows:] if which.guided else None
         scores = target(logits[:rows], unconditional, settings.guidance[t], settings.temperature, settings.top_p, which)
         picked = choose(scores, noise(key, carry.index, row["site"], scores.shape[2:]))
+        if "known" in batch:  # decoding/known.py
+            known = batch["known"][:rows, jnp.minimum(row["site"], self.plan.sites - 1)]
+            picked = jnp.where(known >= 0, known, picked)
         return carry._replace(tokens=carry.tokens.at[:, row["site"]].set(picked), cache=cache)
 
-    def _inputs(self, ends, batch: dict, carry: Carry, segment: Segment, first, t) -> tuple[Array, Array, Array]:
-        """Embeddings, rotary angles and mask of the window's slots."""
+    def _inputs(self, ends, batch: dict, carry: Carry, segment: Segment, first, t) -> tuple[Array, Slots, Array]:
+        """Embeddings of the window's slots, what the plan says of them, and their mask."""
         plan, C = self.plan, self.plan.condition_slots
         spare = self.room - plan.slots
 
@@ -176,7 +181,7 @@ class Autoregressive:
             padded = jnp.pad(array, [(0, 0), (0, spare)] + [(0, 0)] * (array.ndim - 2), constant_values=fill)
             return jax.lax.dynamic_slice_in_dim(padded, first, segment.width, axis=1)
 
-        slots = Slots(*map(window, slots_of(plan, plan_batch(self.config, batch)), (PADDING, -1, 0)))
+        slots = Slots(*map(window, slots_of(plan, plan_batch(self.config, batch)), (PADDING, -1, 0, 0)))
         x = ends.input(self._all_rows(carry), slots).astype(self.dtype)
         if segment.start == 0:
             x = jnp.concatenate([ends.condition(batch).astype(self.dtype), x[:, C:]], axis=1)
@@ -190,7 +195,7 @@ class Autoregressive:
         friends = (clique[None] == clique[query_slot][:, None]) & (clique[query_slot] >= 0)[:, None]
         rule = (kind != PADDING) & ((visible[None] <= jnp.minimum(reads, t)[:, None]) | friends)
         mask = (rule[None] & carry.valid[:, None]) | (key_slot[None] == query_slot[:, None])[None]
-        return x, rotary_angles(self.config.block, slots.position), mask
+        return x, slots, mask
 
     def _all_rows(self, carry: Carry) -> Int[Array, "r n1 ..."]:
         """Guided pairs share their tokens."""
@@ -208,6 +213,5 @@ class Autoregressive:
                 return attend_cached(q, *written[i], mask)
 
             x = layer_of(self.config, p, FusedBlock)(x, angles, attend, condition=modulator)
-            if i + 1 in self.config.taps:
-                states.append(x)
+            states += [x] * self.config.taps.count(i + 1)
         return states, tuple(written)

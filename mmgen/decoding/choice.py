@@ -9,8 +9,9 @@ from jaxtyping import Int
 from mmgen_tokenizers.errors import UserError, nearest
 
 from mmgen.decoding.coupling import COUPLINGS
-from mmgen.decoding.jacobi import INITS
-from mmgen.model.config import GeneratorConfig
+from mmgen.decoding.jacobi import INITS, Start
+from mmgen.model.config import GeneratorConfig, TokenLayout
+from mmgen.model.transformer import build_plan
 
 OPTIONS = {
     "autoregressive": (),
@@ -49,6 +50,38 @@ class Choice:
                 raise UserError(f"{name} {value!r} is not one of {', '.join(known)}.{nearest(value, known)}")
         if self.decoder == "speculative" and self.draft is None:
             raise UserError("decoder 'speculative' needs a draft: a smaller generator of the same tokenizer")
+
+
+def check_draft(own, draft=None) -> None:
+    """Two generators, the second of which drafts for the first, must speak of the same tokens in the same order."""
+    if draft is None:
+        return
+    if draft.config.layout != own.config.layout:
+        raise UserError(
+            f"the draft predicts {draft.config.layout}, this generator {own.config.layout}: take a draft of the same"
+        )
+    prints = [model.tokenizer.fingerprint for model in (own, draft) if model.tokenizer is not None]
+    if len(set(prints)) > 1:
+        raise UserError(f"the draft has another tokenizer ({prints[1]}) than this generator ({prints[0]}): train both with one")
+    plans = [build_plan(model.config) for model in (own, draft)]
+    kinds = [type(model.config.plan).__name__ for model in (own, draft)]
+    if kinds[0] != kinds[1] or (plans[0].site_time != plans[1].site_time).any():
+        raise UserError(
+            f"the draft ({kinds[1]}) predicts in another order than this generator ({kinds[0]}): take one of the same"
+        )
+
+
+def starting(layout: TokenLayout, init: str | Int[np.ndarray, "b n ..."] | None, rows: Int[np.ndarray, "b"]) -> Start:
+    """What Jacobi decoding begins from, for some rows."""
+    site = (layout.groups,) if layout.groups > 1 else ()
+    if init is None or isinstance(init, str):
+        return Start(np.int32(INITS.index(init or "law")), np.zeros((len(rows), layout.sites, *site), np.int32))
+    init, shape = np.asarray(init, np.int32), (int(rows.max()) + 1, layout.sites, *site)
+    if init.shape[1:] != shape[1:] or len(init) < shape[0]:
+        raise UserError(f"init has shape {init.shape}; give tokens {shape}, a row for each picture")
+    if init.min() < 0 or init.max() >= layout.codebook_size:
+        raise UserError(f"init must hold tokens in 0 .. {layout.codebook_size - 1}; found {init.min()} .. {init.max()}")
+    return Start(np.int32(len(INITS)), init[rows])
 
 
 def auto_window(c: GeneratorConfig, params: dict, rows: int, itemsize: int) -> int:

@@ -65,7 +65,7 @@ class Jacobi(Parallel):
             lambda: copied(self.config.layout.width),
             lambda: drawn(memory.last),
             lambda: drawn(jnp.zeros_like(memory.last)),
-            lambda: at(start.tokens, site),
+            lambda: at(start.tokens[:, self.order], site),
         ]
         guess = jax.lax.switch(start.init, ways)
         new = (ahead >= 0).reshape(*ahead.shape, *[1] * (guess.ndim - 2))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mmgen.decoding.autoregressive import Request
@@ -23,6 +24,7 @@ class Static(NamedTuple):
 
     valid: Bool[Array, "r z"]
     noise: Float[Array, "b n ..."]  # of all sites: every window reads it again, and drawing it costs more than reading it
+    known: Int[Array, "b n ..."] | None  # tokens that are kept, -1 elsewhere (decoding/known.py)
 
 
 class State(NamedTuple):
@@ -42,6 +44,7 @@ class Parallel(Windowed):
         self.coupling = coupling
         layout = c.layout
         self.shape = (*([layout.groups] if layout.groups > 1 else []), layout.codebook_size)  # of a site's scores
+        self.order = np.argsort(self.plan.site_time)  # the site of each step
 
     def row_bytes(self) -> int:
         """With the noise of all sites, and the scores of a window."""
@@ -51,16 +54,23 @@ class Parallel(Windowed):
     def open(self, r: Request) -> tuple[Static, State]:
         """The first forward."""
         carry, N = self.begin(r), self.plan.sites
-        tokens = jnp.pad(carry.tokens[:, :1], [(0, 0), (0, N + self.window - 1)] + [(0, 0)] * (carry.tokens.ndim - 2))
-        table = jax.lax.map(lambda site: noise(r.key, r.index, site[None], self.shape)[:, 0], jnp.arange(N))
+        first = carry.tokens[:, self.order[:1]]
+        tokens = jnp.pad(first, [(0, 0), (0, N + self.window - 1)] + [(0, 0)] * (first.ndim - 2))
+        table = jax.lax.map(lambda site: noise(r.key, r.index, site[None], self.shape)[:, 0], self.order)
+        known = r.batch["known"][: len(r.index), self.order] if "known" in r.batch else None
         state = State(tokens, jnp.ones(len(tokens), jnp.int32), carry.cache, jnp.int32(1), None)
-        return Static(carry.valid, jnp.moveaxis(table, 0, 1)), state
+        return Static(carry.valid, jnp.moveaxis(table, 0, 1), known), state
 
     def run(self, step, state: State) -> tuple[Int[Array, "b n ..."], Int[Array, ""]]:
         """Tokens and the number of forwards, once all rows are done."""
-        N = self.plan.sites
-        state = jax.lax.while_loop(lambda s: jnp.any(s.final < N), step, state)
-        return state.tokens[:, :N], state.forwards
+        state = jax.lax.while_loop(lambda s: jnp.any(s.final < self.plan.sites), step, state)
+        return state.tokens[:, self.plan.site_time], state.forwards
+
+    def kept(self, fixed: Static, site: Int[Array, "b w"], tokens: Int[Array, "b w ..."]) -> Int[Array, "b w ..."]:
+        if fixed.known is None:
+            return tokens
+        known = at(fixed.known, site)
+        return jnp.where(known >= 0, known, tokens)
 
     def verify(
         self, r: Request, fixed: Static, s: State, drafts: Int[Array, "b w-1 ..."], law: Float[Array, "b w-1 ..."] | None
@@ -68,12 +78,14 @@ class Parallel(Windowed):
         """One forward over the drafts of the sites that come next -> the state behind it, the scores of these sites and of one
         more, and (maximal coupling) the laws that their tokens now have."""
         N, site = self.plan.sites, s.final[:, None] + jnp.arange(self.window)
+        drafts = self.kept(fixed, site[:, :-1], drafts)
         tokens = put(s.tokens, s.final, drafts)
         scores, cache = self.scores(r, tokens, s.final, fixed.valid, s.cache)
         if self.coupling == "gumbel":
             new, p = choose(scores, at(fixed.noise, site)), None
         else:
             new, p = maximal(scores, drafts, law, self.fresh_noise(r, s.forwards))
+        new = self.kept(fixed, site, new)
         final = jnp.minimum(s.final + 1 + agreed(new, drafts), N)
         return State(put(tokens, s.final, new), final, cache, s.forwards + 1, s.memory), scores, p
 

@@ -45,7 +45,7 @@ class Speculative(Parallel):
             tokens, laws, cache = carry
             site = jnp.minimum(s.final + i, N)
             scores, cache = self.draft.scores(draft, tokens, site, valid, cache)
-            token = choose(scores, at(fixed.noise, site[:, None]))
+            token = self.kept(fixed, site[:, None], choose(scores, at(fixed.noise, site[:, None])))
             laws = None if laws is None else laws.at[:, i].set(jax.nn.softmax(scores, axis=-1)[:, 0])
             return put(tokens, site, token), laws, cache
 

@@ -1,6 +1,8 @@
 """One forward of a parallel decoder: W consecutive sites of each row, every row at a place of its own.
 
-slot C - 1 + s predicts site s: it reads the token of site s - 1, and by attention those before it
+slot C - 1 + s predicts the site of step s: it reads the token of step s - 1, and by attention those before it
+
+Tokens stand in the order in which they are predicted.
 
 The cache needs no rollback. Keys and values stand at their slot, a slot reads none behind itself, and the next window begins
 at the last final token: what a wrong draft left behind is overwritten before anybody may read it.
@@ -29,8 +31,8 @@ class Windowed(Autoregressive):
         super().__init__(c, dtype)
         if not is_sequential(self.plan):
             raise UserError(
-                f"parallel decoders need a model that predicts one site after the other (NextToken); {type(c.plan).__name__} "
-                f'takes {self.plan.times} forwards for {self.plan.sites} sites as it is: use decoder="autoregressive"'
+                "parallel decoders need a model that predicts one site after the other (NextToken, RandomOrder), not "
+                f'{type(c.plan).__name__}: use decoder="autoregressive"'
             )
         self.window = window
         self.room = self.plan.slots + window  # for a finished row, whose window stands behind the last site
@@ -49,11 +51,11 @@ class Windowed(Autoregressive):
         ends, copies = ends_of(c, r.params), len(valid) // B
         sites = site[:, None] + jnp.arange(W)
         slot = jnp.tile(self.plan.condition_slots - 1 + sites, (copies, 1))
-        slots = self._slots_at(r.batch, slot)
+        slots = self._slots_at(r.batch, slot)._replace(source=slot - self.plan.condition_slots)
         x = ends.input(jnp.concatenate([tokens] * copies), slots).astype(self.dtype)
         x = ends.place(x, slots)
         mask = (jnp.arange(self.room) <= slot[..., None]) & valid[:, None]
-        modulator, head_modulator = ends.modulators(c, r.batch)
+        modulator, head_modulator = ends.modulators(c, r.batch, slots)
         angles = rotary_angles(c.block, slots.position)
         states, cache = self._layers(r.params["layers"], x, angles, mask, modulator, cache, slot[:, 0])
         each = np.arange(W)[:, None]
@@ -70,19 +72,18 @@ class Windowed(Autoregressive):
             array = jnp.pad(array, [(0, 0), (0, self.window)] + [(0, 0)] * (array.ndim - 2), constant_values=fill)
             return array[jnp.arange(len(slot))[:, None] if len(array) > 1 else 0, slot]
 
-        return Slots(*map(take, slots_of(self.plan, plan_batch(self.config, batch)), (PADDING, -1, 0)))
+        return Slots(*map(take, slots_of(self.plan, plan_batch(self.config, batch)), (PADDING, -1, 0, 0)))
 
 
 def is_sequential(plan: GenerationPlan) -> bool:
-    """Whether each site is predicted alone, after the one before it, which its slot reads."""
-    site, C = np.arange(plan.sites), plan.condition_slots
+    """Whether each site is predicted alone, by the slot that reads the token predicted before it."""
+    order, C = np.argsort(plan.site_time), plan.condition_slots
     return bool(
         plan.causal
-        and plan.slots == C + plan.sites - 1
-        and (plan.site_time == site).all()
-        and (plan.source[C:] == site[:-1]).all()
-        and plan.heads == plan.combine_slot.shape[1] == 1
-        and (plan.combine_slot[:, 0] == C - 1 + site).all()
+        and plan.times == plan.sites == plan.slots - C + 1
+        and (plan.source[C:] == order[:-1]).all()
+        and plan.combine_slot.shape[1] == 1
+        and (plan.combine_slot[:, 0] == C - 1 + plan.site_time).all()
     )
 
 

@@ -6,13 +6,15 @@ from typing import Literal
 from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.layout import TokenLayout
 
+from mmgen.plan.masked import Masked
 from mmgen.plan.next_neighbor import NextNeighbor
 from mmgen.plan.next_scale import NextScale
 from mmgen.plan.next_token import NextToken
+from mmgen.plan.random_order import RandomOrder
 
 __all__ = [
-    "BlockConfig", "ClassCondition", "Dropout", "FeatureCondition", "GeneratorConfig", "NextNeighbor", "NextScale", "NextToken",
-    "Sampling", "TextCondition", "TokenLayout",
+    "BlockConfig", "ClassCondition", "Dropout", "FeatureCondition", "GeneratorConfig", "Masked", "NextNeighbor", "NextScale",
+    "NextToken", "RandomOrder", "Sampling", "TextCondition", "TokenLayout",
 ]
 
 
@@ -21,10 +23,11 @@ class ClassCondition:
     """One slot that holds a class; one more row of the table, number `classes`, is the null class of guidance."""
 
     classes: int = 1000
+    prefix: int = 0  # learned slots before that of the class, the same for all (RAR has one)
 
     @property
     def slots(self) -> int:
-        return 1
+        return self.prefix + 1
 
 
 @dataclass(frozen=True)
@@ -60,20 +63,28 @@ class BlockConfig:
     heads: int = 12
     kv_heads: int | None = None  # None: as many as heads
     mlp: int = 2048
-    mlp_kind: Literal["swiglu", "gelu"] = "swiglu"  # gelu: of two matrices, tanh approximation
-    bias: bool = False  # behind every product but the keys', where it would change nothing
+    mlp_kind: Literal["swiglu", "gelu", "gelu_exact"] = "swiglu"  # gelu: of two matrices, tanh approximation, or the exact erf
+    bias: bool = False  # behind every product; the keys' only with qk_norm, as it would change nothing without
     qk_norm: bool = False
     l2_attention: bool = False  # queries and keys of length 1, and a learned temperature for each head (VAR)
     position: Literal["rope_1d", "rope_2d", "learned"] = "rope_2d"  # learned: added to the inputs, not to queries and keys
-    # RMSNorm with a learned scale; or LayerNorm, scaled, shifted and gated by the class (adaLN, arXiv 2212.09748): by a matrix
-    # of each layer, or by one of all layers and an offset of each.
-    modulation: Literal["none", "block", "shared"] = "none"
+    # Scaled, shifted and gated by the class (adaLN, arXiv 2212.09748): by a matrix of each layer; by one of all layers and an
+    # offset of each; or by a matrix of each layer that reads the class and the slot's number (RAR, arXiv 2411.00776).
+    modulation: Literal["none", "block", "shared", "slot"] = "none"
+    # Of layers, queries and keys. rms: RMSNorm with a learned scale, and LayerNorm without one where it is modulated; layer:
+    # LayerNorm with a learned scale and offset.
+    norm: Literal["rms", "layer"] = "rms"
+    norm_after: bool = False  # as in BERT (arXiv 1810.04805): norms of the sums, and of the inputs; a layer more in the head
     rope_base: float = 10_000.0
     norm_eps: float = 1e-5
 
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
+
+    @property
+    def key_bias(self) -> bool:
+        return self.bias and self.qk_norm
 
     def __post_init__(self):
         groups = self.kv_heads or self.heads
@@ -83,6 +94,8 @@ class BlockConfig:
                 f"width {self.width} with {self.heads} heads and {groups} key-value heads does not divide evenly: width must "
                 f"be a multiple of heads, heads of kv_heads, and width / heads of {rotated} for {self.position}"
             )
+        if self.norm_after and self.modulation != "none":
+            raise UserError("what modulates stands behind norms in front of each branch: set block.norm_after false")
 
 
 @dataclass(frozen=True)
@@ -108,13 +121,18 @@ class Sampling:
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    plan: NextToken | NextNeighbor | NextScale = field(default_factory=NextToken)
+    plan: NextToken | NextNeighbor | NextScale | RandomOrder | Masked = field(default_factory=NextToken)
     layout: TokenLayout = field(default_factory=lambda: TokenLayout(height=16, width=16, codebook_size=16384))
     condition: ClassCondition | TextCondition | FeatureCondition = field(default_factory=ClassCondition)
     block: BlockConfig = field(default_factory=BlockConfig)
     depth: int = 12
     dropout: Dropout = field(default_factory=Dropout)
     remat: bool = False  # recompute each layer in the backward pass: less memory, about a third more work
+    unread: int = 0  # rows of a published checkpoint that no slot reads, kept so that it can be written again
+
+    def __post_init__(self):
+        if self.block.modulation != "none" and not isinstance(self.condition, ClassCondition):
+            raise UserError("modulation goes by the class: for prompts and features set block.modulation none")
 
     @property
     def taps(self) -> tuple[int, ...]:

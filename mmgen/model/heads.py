@@ -6,21 +6,26 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mmgen.model.config import GeneratorConfig
-from mmgen.model.layers import RMSNorm, layer_norm, weight
+from mmgen.model.layers import LayerNorm, norm_of, product, weight
 
 
 class VocabularyHead(nnx.Module):
-    """RMSNorm and a linear map to `codebook_size` logits, times `groups` where a site holds several sub-tokens, which are
+    """A norm and a linear map to `codebook_size` logits, times `groups` where a site holds several sub-tokens, which are
     then independent given the hidden state. The map starts at zero: the first loss is log V (LlamaGen, arXiv 2406.06525)."""
 
     def __init__(self, c: GeneratorConfig, rngs: nnx.Rngs):
         self.groups, self.size = c.layout.groups, c.layout.codebook_size
-        self.modulated, self.eps, D = c.block.modulation != "none", c.block.norm_eps, c.block.width
+        self.modulated, D = c.block.modulation != "none", c.block.width
         if self.modulated:  # LayerNorm, scaled and shifted by the class
+            self.norm = LayerNorm(D, ("embed",), c.block.norm_eps, learned=False)
             self.modulation = weight(rngs, (D, 2 * D), ("embed", None))
             self.modulation_bias = weight(rngs, (2 * D,), (None,), scale=0.0)
         else:
-            self.norm = RMSNorm(D, ("embed",), self.eps)
+            self.norm = norm_of(c.block, D, "embed")
+        if c.block.norm_after:  # the states have just been normed: a layer, then a norm of its own
+            self.layer = weight(rngs, (D, D), ("embed", None))
+        if c.block.bias and c.block.norm_after:
+            self.layer_bias = weight(rngs, (D,), (None,), scale=0.0)
         if c.block.bias:
             self.bias = weight(rngs, (self.groups * self.size,), ("vocab",), scale=0.0)
         self.map = weight(rngs, (c.block.width, self.groups * self.size), ("embed", "vocab"), scale=0.0)
@@ -29,10 +34,13 @@ class VocabularyHead(nnx.Module):
         self, hidden: Float[Array, "b s d"], condition: Float[Array, "b #s d"] | None = None
     ) -> Float[Array, "b s d"]:
         """What plans combine over slots before the one product of `logits`. `condition`: what modulates."""
+        if hasattr(self, "layer"):
+            hidden = product(hidden, self.layer) + (self.layer_bias[...] if hasattr(self, "layer_bias") else 0)
+            hidden = jax.nn.gelu(hidden, approximate=False)
         if not self.modulated:
             return self.norm(hidden)
         scale, shift = jnp.split(condition @ self.modulation[...] + self.modulation_bias[...], 2, axis=-1)
-        return layer_norm(hidden, self.eps) * (1 + scale) + shift
+        return self.norm(hidden) * (1 + scale) + shift
 
     def logits(self, features: Float[Array, "b n d"]) -> Float[Array, "b n ..."]:
         """float32 [B, N, V], or [B, N, G, V] with groups."""
@@ -41,10 +49,18 @@ class VocabularyHead(nnx.Module):
         return y.reshape(*y.shape[:2], self.groups, self.size) if self.groups > 1 else y
 
 
+def negative_log_likelihood(
+    logits: Float[Array, "b n *g v"], tokens: Int[Array, "b n *g"], smoothing: float = 0.0
+) -> Float[Array, "b n *g"]:
+    """Of each token, in nats. `smoothing`: that share of the label goes to all V tokens evenly."""
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    wanted = (1 - smoothing) * chosen + smoothing * jnp.mean(logits, axis=-1) if smoothing else chosen
+    return jax.nn.logsumexp(logits, axis=-1) - wanted
+
+
 def cross_entropy(logits: Float[Array, "b n *g v"], tokens: Int[Array, "b n *g"]) -> Float[Array, "b n"]:
     """Negative log-likelihood of each site in nats; a group's sub-tokens add up."""
-    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    loss = jax.nn.logsumexp(logits, axis=-1) - chosen
+    loss = negative_log_likelihood(logits, tokens)
     return loss.reshape(*loss.shape[:2], -1).sum(-1)
 
 

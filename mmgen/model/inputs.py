@@ -12,13 +12,15 @@ from mmgen.model.config import (
     ClassCondition,
     FeatureCondition,
     GeneratorConfig,
+    Masked,
     NextNeighbor,
     NextScale,
     NextToken,
+    RandomOrder,
     TextCondition,
 )
 from mmgen.model.layers import weight
-from mmgen.plan.plan import CONDITION, INDEX, SCALE
+from mmgen.plan.plan import CONDITION, INDEX, NOWHERE, SCALE, TARGET_COLUMN, TARGET_ROW
 
 
 class Slots(NamedTuple):
@@ -27,6 +29,7 @@ class Slots(NamedTuple):
     kind: Int[Array, "#b f"]
     source: Int[Array, "#b f"]
     position: Int[Array, "#b f p"]
+    number: Int[Array, "1 f"]  # of all slots
 
 
 class InputRule(Protocol):
@@ -91,23 +94,80 @@ def adopt(c: GeneratorConfig, params: dict, quantizer: dict) -> dict:
     return {**params, "ends": {**params["ends"], "input": {**params["ends"]["input"], **own}}}
 
 
-class Places(nnx.Module):
-    """Learned vectors of each slot and of each scale, added to what slots read; of the condition once more (VAR)."""
+class Mix(nnx.Module):
+    """A slot reads the token of its own site, or that it is hidden (id V); the sub-tokens of a group are summed."""
 
-    def __init__(self, c: GeneratorConfig, slots: int, rngs: nnx.Rngs):
+    def __init__(self, c: GeneratorConfig, rngs: nnx.Rngs):
+        self.condition_slots, self.hidden, G, D = c.condition.slots, c.layout.codebook_size, c.layout.groups, c.block.width
+        self.bits = self.hidden.bit_length() - 1 if c.plan.embedding == "bits" else None
+        if self.bits is None:
+            self.table = weight(rngs, (G, self.hidden + 1, D), (None, "vocab", "embed"))
+        else:
+            self.map = weight(rngs, (G * self.bits, D), (None, "embed"))
+            self.bias = weight(rngs, (D,), ("embed",), scale=0.0)
+
+    def __call__(self, tokens: Int[Array, "b n ..."], slots: Slots) -> Float[Array, "b f d"]:
+        tokens = tokens.reshape(*tokens.shape[:2], -1)
+        site = slots.position[..., INDEX] - self.condition_slots
+        own = jnp.take_along_axis(tokens, jnp.broadcast_to(site, (len(tokens), site.shape[1]))[..., None], axis=1)  # [B, F, G]
+        if self.bits is None:
+            return sum(self.table[...][g][own[..., g]] for g in range(own.shape[2]))
+        signs = ((own[..., None] >> jnp.arange(self.bits)) & 1) * 2 - 1
+        signs = jnp.where((own == self.hidden)[..., None], 0, signs).reshape(*own.shape[:2], -1)
+        return signs.astype(self.map.dtype) @ self.map[...] + self.bias[...]
+
+
+class Places(nnx.Module):
+    """Learned vectors of each slot, added to what slots read; where there are scales also of each scale, and of the condition
+    once more (VAR)."""
+
+    def __init__(self, c: GeneratorConfig, indices: int, rngs: nnx.Rngs):
         D = c.block.width
-        self.slot = weight(rngs, (slots, D), (None, "embed"))
-        self.scale = weight(rngs, (max(1, len(c.layout.scales)), D), (None, "embed"))
-        self.start = weight(rngs, (c.condition.slots, D), (None, "embed"))
+        self.slot = weight(rngs, (indices, D), (None, "embed"))
+        if c.layout.scales:
+            self.scale = weight(rngs, (len(c.layout.scales), D), (None, "embed"))
+            self.start = weight(rngs, (c.condition.slots, D), (None, "embed"))
 
     def __call__(self, x: Float[Array, "b f d"], slots: Slots) -> Float[Array, "b f d"]:
         index, scale = slots.position[..., INDEX], slots.position[..., SCALE]
+        if not hasattr(self, "scale"):
+            return x + self.slot[...][index]
         x = x + self.slot[...][index] + self.scale[...][scale]
         own = (slots.kind == CONDITION)[..., None]
         return x + jnp.where(own, self.start[...][jnp.minimum(index, len(self.start[...]) - 1)], 0)
 
 
-INPUT_RULES: dict[type, type[nnx.Module]] = {NextToken: Shift, NextNeighbor: Shift, NextScale: Pyramid}  # of each kind of plan
+class Targets(nnx.Module):
+    """A learned vector of the site that a slot predicts, and with learned positions of the one that it holds (RAR, arXiv
+    2411.00776): where every sample has an order of its own, a slot cannot know otherwise what comes next."""
+
+    def __init__(self, c: GeneratorConfig, rngs: nnx.Rngs):
+        self.width, D = c.layout.width, c.block.width
+        self.target = weight(rngs, (c.layout.sites, D), (None, "embed"))
+        if c.block.position == "learned":
+            self.place = weight(rngs, (c.condition.slots + c.layout.sites, D), (None, "embed"))
+
+    def __call__(self, x: Float[Array, "b f d"], slots: Slots) -> Float[Array, "b f d"]:
+        row, column = slots.position[..., TARGET_ROW], slots.position[..., TARGET_COLUMN]
+        target = self.target[...][jnp.maximum(row * self.width + column, 0)]
+        x = x + jnp.where((row == NOWHERE)[..., None], 0, target)
+        return x + self.place[...][slots.position[..., INDEX]] if hasattr(self, "place") else x
+
+
+def places_of(c: GeneratorConfig, indices: int, rngs: nnx.Rngs) -> nnx.Module | None:
+    """What is added to the inputs for their places; None where rotary codes say all. `indices`: how many INDEX counts."""
+    if isinstance(c.plan, RandomOrder):
+        return Targets(c, rngs)
+    return Places(c, indices, rngs) if c.block.position == "learned" else None
+
+
+INPUT_RULES: dict[type, type[nnx.Module]] = {  # of each kind of plan
+    NextToken: Shift,
+    NextNeighbor: Shift,
+    NextScale: Pyramid,
+    RandomOrder: Shift,
+    Masked: Mix,
+}
 
 
 def input_rule(c: GeneratorConfig, rngs: nnx.Rngs) -> nnx.Module:
@@ -118,9 +178,14 @@ def input_rule(c: GeneratorConfig, rngs: nnx.Rngs) -> nnx.Module:
 class ClassEmbedding(nnx.Module):
     def __init__(self, condition: ClassCondition, width: int, rngs: nnx.Rngs):
         self.table = weight(rngs, (condition.classes + 1, width), ("classes", "embed"))
+        if condition.prefix:
+            self.prefix = weight(rngs, (condition.prefix, width), (None, "embed"))
 
-    def __call__(self, batch: dict) -> Float[Array, "b 1 d"]:
-        return self.table[...][batch["label"]][:, None]
+    def __call__(self, batch: dict) -> Float[Array, "b c d"]:
+        x = self.table[...][batch["label"]][:, None]
+        if not hasattr(self, "prefix"):
+            return x
+        return jnp.concatenate([jnp.broadcast_to(self.prefix[...], (len(x), *self.prefix.shape)), x], axis=1)
 
 
 class TextEmbedding(nnx.Module):

@@ -51,6 +51,26 @@ def layer_norm(x: Float[Array, "*s d"], eps: float) -> Float[Array, "*s d"]:
     return (x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)).astype(x.dtype)
 
 
+class LayerNorm(nnx.Module):
+    """arXiv 1607.06450; `learned`: with a scale and an offset."""
+
+    def __init__(self, size: int, axes: tuple[str | None, ...], eps: float, learned: bool = True):
+        self.eps, self.learned = eps, learned
+        if learned:
+            self.scale, self.offset = nnx.Param(jnp.ones(size), axes=axes), nnx.Param(jnp.zeros(size), axes=axes)
+
+    def __call__(self, x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
+        y = layer_norm(x, self.eps)
+        return y * self.scale[...].astype(x.dtype) + self.offset[...].astype(x.dtype) if self.learned else y
+
+
+def norm_of(c: BlockConfig, size: int, axis: str | None, modulated: bool = False) -> nnx.Module:
+    """The configuration's kind of norm."""
+    if c.norm == "rms" and not modulated:
+        return RMSNorm(size, (axis,), c.norm_eps)
+    return LayerNorm(size, (axis,), c.norm_eps, learned=c.norm == "layer")
+
+
 def unit(x: Float[Array, "*s k"]) -> Float[Array, "*s k"]:
     """Vectors of length 1; in float32."""
     x32 = x.astype(jnp.float32)
@@ -64,26 +84,27 @@ class Modulation(NamedTuple):
     scale: Float[Array, "#b #s d"]
     shift: Float[Array, "#b #s d"]
 
-    def norm(self, x: Float[Array, "b s d"], eps: float) -> Float[Array, "b s d"]:
-        return layer_norm(x, eps) * (1 + self.scale) + self.shift
+    def __call__(self, normed: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        return normed * (1 + self.scale) + self.shift
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x)), SwiGLU (arXiv 2002.05202) or GELU."""
+    """x + attention(norm(x)), then x + MLP(norm(x)), SwiGLU (arXiv 2002.05202) or GELU; with norm_after norm(x + attention(x)),
+    then norm(x + MLP(x))."""
 
     def __init__(self, c: BlockConfig, rngs: nnx.Rngs):
         D, H, K, F = c.width, c.heads, c.head_dim, c.mlp
         self.config = c
-        if c.modulation == "none":
-            self.norm_attention, self.norm_mlp = (RMSNorm(D, ("embed",), c.norm_eps) for _ in "am")
-        else:
+        modulated = c.modulation != "none"
+        self.norm_attention, self.norm_mlp = (norm_of(c, D, "embed", modulated) for _ in "am")
+        if modulated:
             self.modulation_bias = weight(rngs, (6, D), (None, "embed"))
-        if c.modulation == "block":
+        if c.modulation in ("block", "slot"):
             self.modulation = weight(rngs, (D, 6, D), ("embed", None, None))
         self.project(c, rngs)
         self.out = weight(rngs, (H, K, D), ("heads", "head", "embed"))
         if c.qk_norm:
-            self.norm_q, self.norm_k = (RMSNorm(K, (None,), c.norm_eps) for _ in "qk")
+            self.norm_q, self.norm_k = (norm_of(c, K, None) for _ in "qk")
         if c.l2_attention:
             self.temperature = nnx.Param(jnp.full(H, jnp.log(4.0)), axes=("heads",))  # logarithm of what q k is multiplied by
         self.down = weight(rngs, (F, D), ("mlp", "embed"))
@@ -101,19 +122,22 @@ class Block(nnx.Module):
         if c.bias:
             self.q_bias = weight(rngs, (H, K), ("heads", "head"), scale=0.0)
             self.v_bias = weight(rngs, (G, K), ("kv_heads", "head"), scale=0.0)
+            if c.key_bias:
+                self.k_bias = weight(rngs, (G, K), ("kv_heads", "head"), scale=0.0)
             self.up_bias = weight(rngs, (F,), ("mlp",), scale=0.0)
 
     def qkv(self, x: Float[Array, "b s d"]) -> tuple[Array, Array, Array]:
-        D, K = self.config.width, self.config.head_dim
-        q, k, v = (product(x, w[...].reshape(D, -1)).reshape(*x.shape[:2], -1, K) for w in (self.q, self.k, self.v))
-        return (q + self.q_bias[...], k, v + self.v_bias[...]) if self.config.bias else (q, k, v)
+        c, D = self.config, self.config.width
+        q, k, v = (product(x, w[...].reshape(D, -1)).reshape(*x.shape[:2], -1, c.head_dim) for w in (self.q, self.k, self.v))
+        k = k + self.k_bias[...] if c.key_bias else k
+        return (q + self.q_bias[...], k, v + self.v_bias[...]) if c.bias else (q, k, v)
 
     def hidden(self, x: Float[Array, "b s d"]) -> Float[Array, "b s f"]:
         """What the MLP's last product reads."""
         up = product(x, self.up) + (self.up_bias[...] if self.config.bias else 0)
-        if self.config.mlp_kind == "gelu":
-            return jax.nn.gelu(up, approximate=True)
-        return jax.nn.silu(product(x, self.gate)) * up
+        if self.config.mlp_kind == "swiglu":
+            return jax.nn.silu(product(x, self.gate)) * up
+        return jax.nn.gelu(up, approximate=self.config.mlp_kind == "gelu")
 
     def attention(self, x: Float[Array, "b s d"], angles: Array | None, attend: Callable) -> Float[Array, "b s d"]:
         c = self.config
@@ -135,7 +159,7 @@ class Block(nnx.Module):
     def branches(self, condition: Float[Array, "b #s m"]) -> tuple[Modulation, Modulation]:
         """Of attention and MLP. VAR's order: gates, scales, shifts."""
         D = self.config.width
-        if self.config.modulation == "block":
+        if self.config.modulation != "shared":
             condition = product(condition, self.modulation[...].reshape(D, -1))
         six = condition.reshape(*condition.shape[:2], 6, D) + self.modulation_bias[...]
         return tuple(Modulation(*(six[:, :, i] for i in range(first, 6, 2))) for first in (0, 1))
@@ -149,13 +173,16 @@ class Block(nnx.Module):
         drop_mlp: Callable[[Array], Array] = lambda y: y,
         condition: Float[Array, "b #s m"] | None = None,
     ) -> Float[Array, "b s d"]:
-        """`condition`: what modulates, [B, 1, D], or [B, 1, 6 D] of the matrix that all layers share."""
+        """`condition`: what modulates, [B, 1, D], [B, S, D] by slot, or [B, 1, 6 D] of the matrix that all layers share."""
+        if self.config.norm_after:
+            x = self.norm_attention(x + drop_attention(self.attention(x, angles, attend)))
+            return self.norm_mlp(x + drop_mlp(self.mlp(x)))
         if self.config.modulation == "none":
             x = x + drop_attention(self.attention(self.norm_attention(x), angles, attend))
             return x + drop_mlp(self.mlp(self.norm_mlp(x)))
         first, second = self.branches(condition)
-        x = x + drop_attention(first.gate * self.attention(first.norm(x, self.config.norm_eps), angles, attend))
-        return x + drop_mlp(second.gate * self.mlp(second.norm(x, self.config.norm_eps)))
+        x = x + drop_attention(first.gate * self.attention(first(self.norm_attention(x)), angles, attend))
+        return x + drop_mlp(second.gate * self.mlp(second(self.norm_mlp(x))))
 
 
 class FusedBlock(Block):
@@ -178,15 +205,16 @@ class FusedBlock(Block):
     def hidden(self, x: Float[Array, "b s d"]) -> Float[Array, "b s f"]:
         *gate, up = jnp.split(product(x, self.gate_up), 2 if self.config.mlp_kind == "swiglu" else 1, axis=-1)
         up = up + self.up_bias[...] if self.config.bias else up
-        return jax.nn.silu(gate[0]) * up if gate else jax.nn.gelu(up, approximate=True)
+        return jax.nn.silu(gate[0]) * up if gate else jax.nn.gelu(up, approximate=self.config.mlp_kind == "gelu")
 
 
 def fuse(layer: dict) -> dict:
     """Parameters of one Block -> those of a FusedBlock."""
-    rest = {name: value for name, value in layer.items() if name not in ("q", "k", "v", "gate", "up", "q_bias", "v_bias")}
+    fused = ("q", "k", "v", "gate", "up", "q_bias", "k_bias", "v_bias")
+    rest = {name: value for name, value in layer.items() if name not in fused}
     flat = [layer[name].reshape(layer[name].shape[0], -1) for name in "qkv"]
     if "q_bias" in layer:
-        biases = (layer["q_bias"], jnp.zeros_like(layer["v_bias"]), layer["v_bias"])
+        biases = (layer["q_bias"], layer.get("k_bias", jnp.zeros_like(layer["v_bias"])), layer["v_bias"])
         rest["qkv_bias"] = jnp.concatenate([bias.reshape(-1) for bias in biases])
     return rest | {
         "qkv_fused": jnp.concatenate(flat, axis=1),

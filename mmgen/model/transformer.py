@@ -3,7 +3,7 @@
 Parameters are a plain dict {"ends": condition, input rule, heads; "blocks": the layers, stacked on axis 0}.
 A batch is a dict: "ids" int32 [B, N(, G)] and one of "label" int32 [B] | "prompt" int32 [B, C] with "prompt_valid" bool [B, C]
 | "features" float32 [B, C, F] with "features_valid" bool [B, C]. Where each sample has its own order, "source" int32 [B, S] and
-"position" int32 [B, S, P] stand for the plan's.
+"position" int32 [B, S, P] stand for the plan's. Decoding may be given tokens: "known" (decoding/known.py).
 """
 
 import functools
@@ -17,12 +17,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from mmgen.model import heads as heads_module
 from mmgen.model.attention import attend, mask_of
-from mmgen.model.config import GeneratorConfig
+from mmgen.model.config import GeneratorConfig, Masked
 from mmgen.model.heads import VocabularyHead
-from mmgen.model.inputs import Places, Slots, condition_embedding, input_rule
-from mmgen.model.layers import Block, weight
+from mmgen.model.inputs import Slots, condition_embedding, input_rule, places_of
+from mmgen.model.layers import Block, norm_of, weight
+from mmgen.model.masking import holes
 from mmgen.model.positions import rotary_angles
-from mmgen.plan.plan import GenerationPlan, PlanBatch
+from mmgen.plan.plan import INDEX, GenerationPlan, PlanBatch
 
 __all__ = ["axes", "build_plan", "forward", "init", "loss"]
 
@@ -34,21 +35,29 @@ class Ends(nnx.Module):
         self.condition = condition_embedding(c, rngs)
         self.input = input_rule(c, rngs)
         self.heads = nnx.Dict({f"head{i}": VocabularyHead(c, rngs) for i in range(len(c.taps))})
-        self.places = Places(c, build_plan(c).slots, rngs) if c.block.position == "learned" else None
+        plan, D = build_plan(c), c.block.width
+        self.places = places_of(c, int(plan.position[:, INDEX].max()) + 1, rngs)
+        self.norm = norm_of(c.block, D, "embed") if c.block.norm_after else None
+        if c.unread:
+            self.unread = weight(rngs, (c.unread, D), ("frozen", None), scale=0.0)
+        if c.block.modulation == "slot":
+            self.number = weight(rngs, (plan.slots, D), (None, "embed"))
         if c.block.modulation == "shared":
-            D = c.block.width
             self.modulation = weight(rngs, (D, 6 * D), ("embed", None))
             self.modulation_bias = weight(rngs, (6 * D,), (None,), scale=0.0)
 
     def place(self, x: Float[Array, "b f d"], slots: Slots) -> Float[Array, "b f d"]:
-        return x if self.places is None else self.places(x, slots)
+        x = x if self.places is None else self.places(x, slots)
+        return x if self.norm is None else self.norm(x)
 
-    def modulators(self, c: GeneratorConfig, batch: dict) -> tuple[Array | None, Array | None]:
-        """What modulates the layers, and the heads: of the class, [B, 1, ...]; None without modulation."""
+    def modulators(self, c: GeneratorConfig, batch: dict, slots: Slots) -> tuple[Array | None, Array | None]:
+        """What modulates the layers, and the heads: of the class, [B, 1, ...], or of each slot too, [B, F, D]; None without
+        modulation."""
         if c.block.modulation == "none":
             return None, None
-        vector = jax.nn.silu(self.condition(batch))
-        if c.block.modulation == "block":
+        vector = self.condition(batch)[:, -1:]  # the class, behind its prefix
+        vector = jax.nn.silu(vector + self.number[...][slots.number] if c.block.modulation == "slot" else vector)
+        if c.block.modulation != "shared":
             return vector, vector
         return vector @ self.modulation[...] + self.modulation_bias[...], vector
 
@@ -111,7 +120,7 @@ def slots_of(plan: GenerationPlan, extra: PlanBatch) -> Slots:
         jnp.asarray(array)[None] if own is None else jnp.asarray(own)
         for array, own in ((plan.source, extra.source), (plan.position, extra.position))
     )
-    return Slots(jnp.asarray(plan.kind)[None], source, position)
+    return Slots(jnp.asarray(plan.kind)[None], source, position, jnp.arange(plan.slots)[None])
 
 
 def embed(ends: Ends, batch: dict, plan: GenerationPlan, slots: Slots) -> Float[Array, "b s d"]:
@@ -163,7 +172,7 @@ def forward(
     x = _drop(c.dropout.token if key is not None else 0.0, keys[-1])(x)
     angles = rotary_angles(c.block, slots.position)
     mask = mask_of(plan, extra.valid)
-    modulator, head_modulator = ends.modulators(c, batch)
+    modulator, head_modulator = ends.modulators(c, batch, slots)
 
     def layer(x, inputs):
         p, key_layer, path = inputs
@@ -187,11 +196,28 @@ def loss(
     c: GeneratorConfig, params: dict, batch: dict, key: PRNGKeyArray | None = None, dtype: jnp.dtype = jnp.float32
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Mean cross-entropy over sites in nats, weighted by the plan, and metrics: "loss", "accuracy" (of the likeliest token)."""
+    if isinstance(c.plan, Masked):
+        return masked_loss(c, params, batch, key, dtype)
     logits = forward(c, params, batch, key, dtype)
     weight = jnp.asarray(build_plan(c).loss_weight)
     value = jnp.mean(heads_module.cross_entropy(logits, batch["ids"]) * weight) / c.layout.groups
     accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == batch["ids"])
     return value, {"loss": value, "accuracy": accuracy}
+
+
+def masked_loss(
+    c: GeneratorConfig, params: dict, batch: dict, key: PRNGKeyArray | None, dtype: jnp.dtype
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Mean over hidden tokens (and, at plan.visible_weight, over the others) of the smoothed cross-entropy; accuracy of the
+    hidden ones. The key says what is hidden; without one it is the same in every batch."""
+    key_holes, key = (jax.random.key(0), None) if key is None else jax.random.split(key)
+    hidden = holes(c.plan, batch["ids"].shape, key_holes)
+    seen = {**batch, "ids": jnp.where(hidden, c.layout.codebook_size, batch["ids"])}
+    logits = forward(c, params, seen, key, dtype)
+    each = heads_module.negative_log_likelihood(logits, batch["ids"], c.plan.smoothing)
+    value = jnp.average(each, weights=jnp.where(hidden, 1.0, c.plan.visible_weight))
+    right = jnp.argmax(logits, axis=-1) == batch["ids"]
+    return value, {"loss": value, "accuracy": jnp.average(right, weights=hidden)}
 
 
 def _through(layer, x: Array, stacked) -> Array:

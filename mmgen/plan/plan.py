@@ -78,10 +78,6 @@ class GenerationPlan:
         return int(self.site_time.max()) + 1
 
     @property
-    def heads(self) -> int:
-        return int(self.combine_head.max()) + 1
-
-    @property
     def condition_slots(self) -> int:
         return int((self.kind == CONDITION).sum())
 
@@ -102,7 +98,7 @@ class GenerationPlan:
 def grid_positions(
     layout: TokenLayout, site: Int[np.ndarray, "s"], condition_slots: int, condition: Literal["diagonal", "none"]
 ) -> Int[np.ndarray, "c+s P"]:
-    """Row, column and index of the condition's slots and of slots that hold the tokens of `site`, on a grid.
+    """Row, column and index (in raster order, behind the condition) of the condition's slots and of those that hold `site`.
 
     "diagonal": condition slot i stands at row = column = i, and the grid begins behind it; "none": the condition has no place.
     """
@@ -110,7 +106,7 @@ def grid_positions(
     position = np.zeros((C + len(site), POSITIONS), int)
     position[C:, [ROW, COLUMN]] = np.stack(np.divmod(site, layout.width), 1) + (C if condition == "diagonal" else 0)
     position[:C, [ROW, COLUMN]] = np.arange(C)[:, None] if condition == "diagonal" else NOWHERE
-    position[:, INDEX] = np.arange(C + len(site))
+    position[:, INDEX] = np.concatenate([np.arange(C), C + site])
     return position
 
 

@@ -6,10 +6,10 @@ from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.files import read_checkpoint, save_arrays, unflatten
 
 from mmgen.model.inputs import adopt
-from mmgen.pretrained import llamagen, nar, var
+from mmgen.pretrained import llamagen, maskbit, nar, rar, var
 
-FAMILIES = {"llamagen-gpt": llamagen, "nar": nar, "var": var}
-FORMATS = {"llamagen": llamagen, "nar": nar, "var": var}  # of export
+FAMILIES = {"llamagen-gpt": llamagen, "maskbit": maskbit, "nar": nar, "rar": rar, "var": var}
+FORMATS = {"llamagen": llamagen, "maskbit": maskbit, "nar": nar, "rar": rar, "var": var}  # of export
 
 
 def convert(
@@ -36,6 +36,7 @@ def convert(
     else:
         model, sampling = FAMILIES[family].configure(state, config)
         params = FAMILIES[family].from_reference(model, state)
+        codec = maskbit.grouped(codec, model) if FAMILIES[family] is maskbit else codec
     if codec is not None and codec.layout.codebook_size != model.layout.codebook_size:
         raise UserError(
             f"the tokenizer in {tokenizer} has {codec.layout.codebook_size} codes, the generator {model.layout.codebook_size}: "

@@ -1,8 +1,10 @@
 """LlamaGen's GPT (arXiv 2406.06525), class-conditional and text-conditional: family `llamagen-gpt`.
 
 `config` takes LlamaGen's own keys; what the weights show need not be given. Read: block_size (256 tokens unless given: 16 x 16;
-the 384-pixel models have 576), n_head, n_kv_head, norm_eps, rope_base, and the sizes below, which are checked against the
-weights.
+the 384-pixel models have 576), n_head, n_kv_head, norm_eps, rope_base. What the weights show must agree: dim, n_layer,
+vocab_size, num_classes, cls_token_num, caption_dim, ffn_hidden. Ignored: model_type, multiple_of, head_dim, uncond_tokens,
+ffn_dim_multiplier, initializer_range, token_dropout_p, attn_dropout_p, resid_dropout_p, ffn_dropout_p, drop_path_rate,
+class_dropout_prob, max_batch_size, max_seq_len, medusa_attention_num.
 """
 
 import math
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.files import flatten, rename, unflatten
+from mmgen_tokenizers.pretrained.from_weights import settings
 
 from mmgen.model import transformer
 from mmgen.model.config import (
@@ -99,11 +102,7 @@ def configure(
     state: dict[str, np.ndarray], config: dict | None, family: str = "llamagen-gpt", sizes: Sizes = SIZES, plan: Plan = PLAN
 ) -> tuple[GeneratorConfig, Sampling]:
     """The model that a checkpoint of LlamaGen, or of a `family` made of its layers, holds, and its recommended sampling."""
-    given = dict(config or {})
-    known = (*USED, *SHOWN, *IGNORED)
-    for key in given:
-        if key not in known:
-            raise UserError(f"{family} has no config key {key!r}.{nearest(key, known)}")
+    given = settings(family, config, {}, (*USED, *SHOWN), IGNORED)
     if "tok_embeddings.weight" not in state:
         raise UserError("the checkpoint has no tok_embeddings.weight: it is not a LlamaGen GPT (its tokenizers: llamagen-vq)")
     vocabulary, width = state["tok_embeddings.weight"].shape
@@ -187,12 +186,15 @@ def to_reference(
 
 
 def _refuse_differences(c: GeneratorConfig, plan: Plan) -> None:
+    sizes = ("width", "heads", "kv_heads", "mlp", "rope_base", "norm_eps")
+    theirs = BlockConfig(**{name: getattr(c.block, name) for name in sizes})
+    changed = {f"block.{name} {value}": value != getattr(theirs, name) for name, value in vars(c.block).items()}
     differences = {
         f"the plan is {c.plan}, not {plan}": c.plan != plan,
         "the layout is not a square grid of single tokens": c.layout.groups > 1 or c.layout.height != c.layout.width,
-        "qk_norm": c.block.qk_norm,
-        "rope_1d": c.block.position != "rope_2d",
         "a text condition of its own": not isinstance(c.condition, ClassCondition | FeatureCondition),
+        "slots before the class": isinstance(c.condition, ClassCondition) and c.condition.prefix > 0,
+        **changed,
     }
     found = [name for name, is_so in differences.items() if is_so]
     if found:

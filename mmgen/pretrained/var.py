@@ -1,15 +1,19 @@
 """VAR (arXiv 2404.02905): family `var`, with the tokenizer of family `var-vqvae`, which its input is made with.
 
 `config` takes VAR's own keys. Read: num_heads (depth unless given), norm_eps (1e-6), attn_l2_norm (true). What weights and
-tokenizer show must agree: depth, embed_dim, mlp_ratio, num_classes, shared_aln, V, Cvae, patch_nums. The tokenizer's own keys
-are ignored.
+tokenizer show must agree: depth, embed_dim, mlp_ratio, num_classes, shared_aln, V, Cvae, patch_nums. Ignored: the tokenizer's
+own ch, ch_mult, num_res_blocks, quant_resi, share_quant_resi, using_znorm, and cond_drop_rate, drop_rate, attn_drop_rate,
+drop_path_rate, flash_if_available, fused_if_available.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.files import flatten, rename, unflatten
+from mmgen_tokenizers.pretrained.from_weights import settings
 
 from mmgen.model import transformer
 from mmgen.model.config import BlockConfig, ClassCondition, Dropout, GeneratorConfig, NextScale, Sampling
@@ -79,10 +83,7 @@ def _model(
 
 def configure(state: dict[str, np.ndarray], config: dict | None, tokenizer=None) -> tuple[GeneratorConfig, Sampling]:
     """The model that a checkpoint holds, and its recommended sampling. `tokenizer`: its configuration, families multiscale."""
-    given = dict(config or {})
-    for key in given:
-        if key not in (*SHOWN, *USED, *IGNORED):
-            raise UserError(f"var has no config key {key!r}.{nearest(key, (*SHOWN, *USED, *IGNORED))}")
+    given = settings("var", config, {}, (*SHOWN, *USED), IGNORED)
     if "pos_1LC" not in state or "word_embed.weight" not in state:
         raise UserError("the checkpoint lacks pos_1LC or word_embed.weight: it is no VAR transformer (tokenizer: var-vqvae)")
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
@@ -124,7 +125,8 @@ def from_reference(c: GeneratorConfig, state: dict[str, np.ndarray]) -> dict:
 
 def to_reference(c: GeneratorConfig, params: dict, xp=np) -> dict[str, np.ndarray]:
     """Our parameters -> VAR's tensors and buffers, flat: the inverse of `from_reference`, bit for bit."""
-    if not isinstance(c.plan, NextScale) or c.block.modulation == "none" or c.block.position != "learned":
+    like = dataclasses.replace(c.block, mlp_kind="gelu", bias=True, qk_norm=False, norm="rms", position="learned")
+    if not isinstance(c.plan, NextScale) or c.block != like or c.block.modulation not in ("block", "shared"):
         raise UserError("VAR's code has no model like this one: export it without --format")
     theirs = rename(flatten(_unstacked(c, params, xp)), ROWS, None, back=True)
     scale = np.repeat(np.arange(len(c.layout.scales)), [h * w for h, w in c.layout.scales])

@@ -4,16 +4,14 @@ A checkpoint holds the state and the experiment as JSON; the position in the dat
 temporary folder and renames it when all is there, so a killed run finds its last complete one.
 """
 
-import contextlib
 import logging
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from mmgen_tokenizers.errors import UserError, is_full_disk
+from mmgen_tokenizers.errors import UserError, full_disk
 from orbax.checkpoint import checkpoint_managers as policies
 
 from mmgen.training.state import TrainState
@@ -87,17 +85,3 @@ class Checkpoints:
 
 def _loss(figures: dict[str, float]) -> float:
     return figures["loss"]
-
-
-@contextlib.contextmanager
-def full_disk(folder: Path) -> Iterator[None]:
-    """Turns "no space left", however it is wrapped, into one clear line."""
-    try:
-        yield
-    except Exception as error:
-        if not is_full_disk(error):
-            raise
-        raise UserError(
-            f"no space left on the disk of {folder}: older checkpoints are intact; "
-            "free some space and start the same command again"
-        ) from error

@@ -13,21 +13,25 @@ import optax
 from jaxtyping import Int
 from mmgen_tokenizers.api import FAMILIES
 from mmgen_tokenizers.errors import UserError
+from mmgen_tokenizers.files import save_arrays
 from mmgen_tokenizers.layout import TokenLayout
 from mmgen_tokenizers.pictures import grid, write_png
+from mmgen_tokenizers.progress import Counter
 
 from mmgen.config import Data, Experiment, GeneratorTask, TokenShards
 from mmgen.data import Source, open_source
 from mmgen.data.text import FILE, TextTokenizer
 from mmgen.generator import Generator
 from mmgen.model import transformer
-from mmgen.model.config import ClassCondition, FeatureCondition, NextScale, TextCondition
+from mmgen.model.config import ClassCondition, FeatureCondition, NextScale, RandomOrder, TextCondition
 from mmgen.model.inputs import adopt
+from mmgen.model.orders import draw_orders, in_orders
 from mmgen.training.optimizer import adamw
 from mmgen.training.state import Tree
 from mmgen.training.tasks import compute_dtype, to_float, training_batches, validation_batches
 
-CAPTIONS = 10_000  # that the text model learns from; read with their pictures, so more would take minutes
+CAPTIONS = 10_000  # that the text model learns from
+NO_CAPTION = "some pictures of the data have no caption, and the model reads prompts: leave them out"
 SHOWN = 16  # pictures of a preview
 
 
@@ -37,8 +41,9 @@ class GeneratorTraining:
     def __init__(self, experiment: Experiment, folder: Path):
         self.experiment, self.config = experiment, experiment.task.model
         self.dtype = compute_dtype(experiment.compute_dtype)
-        self.source = open_source(experiment.data)
-        self.held_out = open_source(experiment.validation) if experiment.validation else None
+        captioned = isinstance(self.config.condition, TextCondition)
+        self.source = open_source(experiment.data, captioned)
+        self.held_out = open_source(experiment.validation, captioned) if experiment.validation else None
         self.tokenizer = _tokenizer(experiment.task.tokenizer, folder)
         self.frozen = {"tokenizer": self.tokenizer.params} if self.tokenizer else {}
         for data, source in ((experiment.data, self.source), (experiment.validation, self.held_out)):
@@ -49,6 +54,7 @@ class GeneratorTraining:
         self.text = _text_model(self.config.condition, folder, self.source)
         self.unit = ("tokens", self.config.layout.sites * self.config.layout.groups)
         self.generator: Generator | None = None
+        self.exported: set[Path] = set()
 
     def optimizer(self, experiment: Experiment) -> optax.GradientTransformation:
         return adamw(experiment.optimizer, experiment.steps, decayed(transformer.axes(self.config)))
@@ -63,8 +69,11 @@ class GeneratorTraining:
         return {}
 
     def gradients(self, params, extra, frozen, batch, key, step):
-        key_drop, key_model = jax.random.split(key)
+        key_drop, key_model, key_order = jax.random.split(key, 3)
         batch = self.drop_condition(self.with_ids(frozen, batch), key_drop)
+        if isinstance(self.config.plan, RandomOrder):
+            orders = draw_orders(self.config, key_order, step / self.experiment.steps, len(batch["ids"]))
+            batch = in_orders(self.config, batch, orders)
 
         def loss(params: Tree):
             return transformer.loss(self.config, self._trained(params), batch, key_model, self.dtype)
@@ -115,6 +124,8 @@ class GeneratorTraining:
         given = {name: batch[name] for name in ("ids", "image") if name in batch}
         if isinstance(self.config.condition, ClassCondition):
             return given | {"label": _known(batch["label"], self.config.condition.classes)}
+        if "text" not in batch:
+            raise UserError(NO_CAPTION)
         ids, valid = self.text.encode(batch["text"], self.config.condition.length, warn=False)
         return given | {"prompt": ids, "prompt_valid": valid}
 
@@ -132,18 +143,26 @@ class GeneratorTraining:
         if isinstance(self.config.condition, ClassCondition):
             return {"labels": [i % self.config.condition.classes for i in range(SHOWN)]}
         source = self.held_out or self.source
-        return {"prompts": [source[i]["text"] for i in np.linspace(0, len(source) - 1, SHOWN).astype(int)]}
+        return {"prompts": [source.caption(int(i)) for i in np.linspace(0, len(source) - 1, SHOWN)]}
 
     def export(self, weights: Tree, folder: Path, step: int) -> None:
-        self._generator(jax.device_get(weights)).save(folder)
+        """All of it once, then the weights alone: nothing else changes."""
+        if folder in self.exported:
+            save_arrays(folder, weights)
+        else:
+            self._new_generator(weights).save(folder)
+            self.exported.add(folder)
 
     def _generator(self, weights: Tree) -> Generator:
         """One generator whose compiled programs serve all weights."""
         if self.generator is None:
-            kind = "ema" if self.experiment.ema else "raw"
-            sampling, labels = self.experiment.task.sampling, self.source.labels
-            self.generator = Generator(self.config, weights, self.tokenizer, self.text, sampling, labels, kind, self.dtype)
+            self.generator = self._new_generator(weights)
         return _with_params(self.generator, weights)
+
+    def _new_generator(self, weights: Tree) -> Generator:
+        kind = "ema" if self.experiment.ema else "raw"
+        sampling, labels = self.experiment.task.sampling, self.source.labels
+        return Generator(self.config, weights, self.tokenizer, self.text, sampling, labels, kind, self.dtype)
 
 
 def _with_params(generator: Generator, params: Tree) -> Generator:
@@ -227,15 +246,25 @@ def _known(labels: Int[np.ndarray, "b"], classes: int) -> Int[np.ndarray, "b"]:
     return labels
 
 
+def _captions(source: Source) -> list[str]:
+    """Some of them, evenly spread over the data; their pictures are not read."""
+    indices, captions = range(0, len(source), -(-len(source) // CAPTIONS)), []
+    with ThreadPoolExecutor() as threads, Counter(len(indices), "captions") as counter:
+        for caption in threads.map(source.caption, indices):
+            captions.append(caption)
+            counter.add(1)
+    if None in captions:
+        raise UserError(NO_CAPTION)
+    return captions
+
+
 def _text_model(condition, folder: Path, source: Source) -> TextTokenizer | None:
     """RUN/text.model, learned from captions of the training data when the run starts."""
     if not isinstance(condition, TextCondition):
         return None
     if (folder / FILE).is_file():
         return TextTokenizer.load(folder / FILE)
-    indices = range(0, len(source), -(-len(source) // CAPTIONS))
-    with ThreadPoolExecutor() as threads:
-        captions = list(threads.map(lambda i: source[i]["text"], indices))
+    captions = _captions(source)
     text = TextTokenizer.train(captions, condition.vocabulary)
     text.encode(captions, condition.length)  # warns where captions are cut
     text.save(folder / FILE)

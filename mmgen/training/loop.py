@@ -12,13 +12,14 @@ from typing import Literal
 
 import jax
 import numpy as np
+from mmgen_tokenizers.cache import use_compilation_cache
 from mmgen_tokenizers.configs import to_json
-from mmgen_tokenizers.errors import UserError
+from mmgen_tokenizers.errors import UserError, full_disk
 
 from mmgen import config
 from mmgen.config import Experiment
-from mmgen.training.checkpoint import Checkpoints, full_disk
-from mmgen.training.compilation import use_compilation_cache
+from mmgen.training.checkpoint import Checkpoints
+from mmgen.training.exports import Exports
 from mmgen.training.metrics import read_metrics
 from mmgen.training.report import Report, due
 from mmgen.training.state import TrainState, Tree, abstract_state, initial_state
@@ -101,7 +102,8 @@ def fit(
     step, validation_step = make_step(experiment, task, optimizer), jax.jit(task.validate)
     in_flight = deque()
 
-    with Stop() as stop, Report(experiment, task, folder, checkpoints, start) as report, checkpoints:
+    exports = Exports(task, folder / "export")
+    with Stop() as stop, Report(experiment, task, folder, checkpoints, start) as report, checkpoints, exports:
         report.say(f"{folder}: {describe(state)}, {beginning(start, experiment.steps)}")
         batches = training_batches(start) if start < experiment.steps else ()
         for done, batch in zip(range(start + 1, experiment.steps + 1), batches, strict=False):
@@ -127,19 +129,20 @@ def fit(
                 report.write(done, figures)
             if saves:
                 checkpoints.save(state, to_json(experiment), figures.get("validation/loss"))
-                task.export(weights, folder / "export", done)
+                exports.start(weights, done)
             if previews:
                 task.preview(weights, folder / "previews", done)
             report.pace.rest()
             if stopped:
                 checkpoints.wait()
+                exports.wait()
                 report.say(f"stopped by {stopped.name}: saved at step {done}; start it again to continue from there")
                 raise SystemExit(128 + stopped)
 
         if stop.signal:  # it came while the last step was saved: whoever asked to stop does not want what follows
             raise SystemExit(128 + stop.signal)
         if start >= experiment.steps:  # it may have been killed between its last checkpoint and the export
-            task.export(exported_weights(task, state), folder / "export", start)
+            exports.start(exported_weights(task, state), start)
     figures = {name: value for entry in read_metrics(folder) for name, value in entry.items()}
     return Result(folder, max(start, experiment.steps), figures)
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from mmgen.progress import duration
+from mmgen_tokenizers.progress import duration
 
 
 class MetricsLog:

@@ -51,7 +51,8 @@ class Task(Protocol):
 
     def preview(self, weights: Tree, folder: Path, step: int) -> None: ...
 
-    def export(self, weights: Tree, folder: Path, step: int) -> None: ...
+    def export(self, weights: Tree, folder: Path, step: int) -> None:
+        """Writes the form that is loaded; runs in another thread while training goes on, so `weights` are on the host."""
 
 
 def make(experiment: Experiment, folder: Path) -> Task:

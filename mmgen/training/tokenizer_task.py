@@ -158,7 +158,7 @@ class TokenizerTraining:
         return next(batches(data, SHOWN, seed=0, repeat=False, source=source))["image"]
 
     def export(self, weights: Tree, folder: Path, step: int) -> None:
-        mt.Tokenizer(self.config, jax.device_get(weights)).save(folder)
+        mt.Tokenizer(self.config, weights).save(folder)
 
 
 def _check(experiment: Experiment, example: dict) -> None:

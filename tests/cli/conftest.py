@@ -10,7 +10,7 @@ from mmgen_tokenizers.families import vqgan
 from mmgen.data.text import TextTokenizer
 from mmgen.generator import Generator
 from mmgen.model import transformer
-from mmgen.model.config import BlockConfig, ClassCondition, GeneratorConfig, NextToken, Sampling, TextCondition
+from mmgen.model.config import BlockConfig, ClassCondition, GeneratorConfig, Masked, NextToken, Sampling, TextCondition
 
 LABELS = ("cat", "dog", "eel")
 VOCABULARY = 32
@@ -28,8 +28,9 @@ def tokenizer() -> mt.Tokenizer:
     return mt.Tokenizer(config, vqgan.init(config, jax.random.key(0)))
 
 
-def generator(tokenizer: mt.Tokenizer, condition: ClassCondition | TextCondition, **more) -> Generator:
-    plan = NextToken("none" if isinstance(condition, ClassCondition) else "diagonal")  # LlamaGen knows no other for classes
+def generator(tokenizer: mt.Tokenizer, condition: ClassCondition | TextCondition, plan=None, **more) -> Generator:
+    # LlamaGen knows no other for classes.
+    plan = plan or NextToken("none" if isinstance(condition, ClassCondition) else "diagonal")
     block = BlockConfig(width=8, heads=1, mlp=8)
     config = GeneratorConfig(plan=plan, layout=tokenizer.layout, condition=condition, block=block, depth=1)
     fresh = transformer.init(config, jax.random.key(1))  # whose head gives every token the same logit
@@ -48,6 +49,13 @@ def tokenizer_folder(tokenizer, tmp_path_factory) -> Path:
 def class_folder(tokenizer, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "classes"
     generator(tokenizer, ClassCondition(len(LABELS)), labels=LABELS).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def masked_folder(tokenizer, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "masked"
+    generator(tokenizer, ClassCondition(len(LABELS)), Masked(steps=2), labels=LABELS).save(folder)
     return folder
 
 

@@ -28,6 +28,7 @@ def test_info_of_a_generator_and_its_tokenizer(text_folder, capsys):
     text = capsys.readouterr().out
     for line in ("a generator", "model.block.width  8", "sampling.guidance  2.0", "a tokenizer", "config.quantizer.size  32"):
         assert line in text
+    assert "steps  4\n  padding  1.0\n  site -> step\n  0 1\n  2 3\n" in text
 
 
 def test_info_of_an_experiment_lists_the_fields_as_the_command_line_takes_them(tmp_path, capsys):
@@ -75,11 +76,14 @@ def test_export_of_a_tokenizer(tokenizer_folder, tmp_path):
 
 def test_llamagen_there_and_back(class_folder, tokenizer_folder, tmp_path, capsys):
     assert run("export", class_folder, "--out", tmp_path / "theirs", "--format", "llamagen") == 0
+    assert "the weights of the generator alone; export the folder tokenizer/" in capsys.readouterr().out
+    assert [p.name for p in (tmp_path / "theirs").iterdir()] == ["model.safetensors"]
     state = load_file(tmp_path / "theirs" / "model.safetensors")
     assert state["tok_embeddings.weight"].shape == (32, 8)
-    (tmp_path / "c.json").write_text(json.dumps({"n_head": 1, "block_size": 4}))
+    (tmp_path / "c.json").write_text(json.dumps({"n_head": 1, "block_size": 4, "model_type": "c2i"}))
     more = ["--config", tmp_path / "c.json", "--tokenizer", tokenizer_folder]
-    assert run("convert", "llamagen-gpt", tmp_path / "theirs" / "model.safetensors", "--out", tmp_path / "ours", *more) == 0
+    with pytest.warns(UserWarning, match="llamagen-gpt ignores the config keys model_type"):
+        assert run("convert", "llamagen-gpt", tmp_path / "theirs" / "model.safetensors", "--out", tmp_path / "ours", *more) == 0
     assert "a generator" in capsys.readouterr().out
     one, two = mmgen.load(class_folder), mmgen.load(tmp_path / "ours")
     np.testing.assert_array_equal(*(gen.generate(labels=[0, 1, 2], guidance=2.0).tokens for gen in (one, two)))
@@ -119,6 +123,7 @@ def test_export_of_one_checkpoint_of_a_run(tmp_path, capsys):
         weights[which] = load_arrays(tmp_path / which)["quantizer"]["codebook"]
     assert f"{tmp_path / 'last'}: tokenizer (vqgan), of step 3" in capsys.readouterr().out
     np.testing.assert_array_equal(weights["3"], weights["last"])
+    assert run("info", tmp_path / "run") == 0 and "MB of weights of step 3\n" in capsys.readouterr().out
     assert np.abs(weights["1"] - weights["3"]).max() > 0
     assert run("export", tmp_path / "run", "--out", tmp_path / "x", "--checkpoint", "7") == 2
     assert "no checkpoint 7, it has those of step [1, 2, 3]" in capsys.readouterr().err

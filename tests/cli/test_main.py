@@ -68,12 +68,14 @@ def test_without_a_verb_the_verbs_are_shown(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["smaple"], "there is no verb 'smaple': mmgen quickstart, train, tokenize, sample, export, convert, info."),
+        (["smaple"], "there is no verb 'smaple': mmgen quickstart, train, tokenize, sample, edit, export, pull, convert, info"),
         (["smaple"], "Did you mean 'sample'?"),
         (["info", ".", "--verbos"], "mmgen info does not know --verbos."),
         (["sample", ".", "--guidence", "3"], "Did you mean '--guidance'?"),
         (["sample", ".", "--temperature", "warm"], "argument --temperature: invalid float value: 'warm'"),
         (["sample"], "the following arguments are required: RUN"),
+        (["sample", "--prompt", "a", "."], "RUN: write it first, for --prompt and --label take all words that follow"),
+        (["tokenize", ".", "--data", "shapes"], "the following arguments are required: --out (mmgen tokenize --help"),
         (["sample", ".", "--prompt", "a", "--label", "1"], "not allowed with argument"),
         (["tokenize", ".", "--out", "x"], "one of the arguments --data --llamagen-codes is required"),
         (["train", "nowhere/experiment.py"], "there is no nowhere/experiment.py"),

@@ -9,6 +9,7 @@ from mmgen_tokenizers.shards import ShardReader
 from PIL import Image
 
 from mmgen.cli import main as cli
+from mmgen.data.tokenize import crop_policy
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_center(tokenizer, tokenizer_folder, pictures, tmp_path, capsys):
         assert run(tokenizer_folder, "--data", pictures, "--out", tmp_path / "t") == 0
     assert "5 pictures (center), 4 tokens each, 1 damaged pictures replaced" in capsys.readouterr().out
     reader = ShardReader(tmp_path / "t")
-    assert (len(reader), reader.crops, reader.tokenizer) == (5, "center", tokenizer.fingerprint)
+    assert (len(reader), reader.manifest["crops"], reader.tokenizer) == (5, "center", tokenizer.fingerprint)
     expected = tokenizer.encode(np.stack([fit(picture(pictures, i), 8) for i in (0, 1, 2, 4, 4)]))
     np.testing.assert_array_equal(np.concatenate([reader[i]["ids"] for i in range(5)]), expected)
     assert reader[1] | {"ids": None} == {"ids": None, "caption": "picture 1", "height": 10, "width": 12}
@@ -49,7 +50,16 @@ def test_ten_crops_of_the_first_pictures(tokenizer, tokenizer_folder, pictures, 
     assert run(tokenizer_folder, "--data", pictures, "--out", tmp_path / "t", "--crops", "ten", "--count", 2) == 0
     reader = ShardReader(tmp_path / "t")
     assert len(reader) == 2
-    np.testing.assert_array_equal(reader[1]["ids"], tokenizer.encode(ten_crop(picture(pictures, 1), 8)))
+    np.testing.assert_array_equal(reader[1]["ids"], tokenizer.encode(ten_crop(picture(pictures, 1), 8, 1.1)))
+
+
+def test_ten_crops_with_two_margins():
+    policy, crop = crop_policy("ten:1.1,1.25", 40, False, 0)
+    square = np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)
+    crops = crop(square, 0)
+    assert policy == "ten" and crops.shape == (20, 40, 40, 3)
+    np.testing.assert_array_equal(crops[10:], ten_crop(square, 40, 1.25))
+    assert (crops[:10] != crops[10:]).any()
 
 
 def test_random_crops_follow_the_seed_and_not_the_count(tokenizer_folder, pictures, tmp_path):
@@ -61,6 +71,18 @@ def test_random_crops_follow_the_seed_and_not_the_count(tokenizer_folder, pictur
     assert ids[0].shape == (4, 4)
     np.testing.assert_array_equal(ids[0], ids[1])
     assert (ids[0] != ids[2]).any()
+
+
+def test_captions_are_kept_where_there_are_any(tokenizer_folder, pictures, tmp_path):
+    for i in (0, 1):
+        (tmp_path / "data" / f"{i}.png").parent.mkdir(exist_ok=True)
+        (tmp_path / "data" / f"{i}.png").write_bytes((pictures / f"{i}.png").read_bytes())
+    assert run(tokenizer_folder, "--data", tmp_path / "data", "--out", tmp_path / "none") == 0
+    lines = [json.dumps({"file_name": "0.png"}), json.dumps({"file_name": "1.png", "text": "one"})]
+    (tmp_path / "data" / "metadata.jsonl").write_text("\n".join(lines))
+    assert run(tokenizer_folder, "--data", tmp_path / "data", "--out", tmp_path / "one") == 0
+    found = [[ShardReader(tmp_path / name).about(i).get("caption") for i in (0, 1)] for name in ("none", "one")]
+    assert found == [[None, None], [None, "one"]]
 
 
 def test_classes_keep_their_names(tokenizer_folder, tmp_path):
@@ -78,6 +100,8 @@ def test_classes_keep_their_names(tokenizer_folder, tmp_path):
         (["--crops", "tne"], "unknown crops 'tne': center, random:K (K crops of each picture) or ten. Did you mean 'ten'?"),
         (["--crops", "random"], "unknown crops 'random': center, random:K"),
         (["--crops", "random:0"], "unknown crops 'random:0'"),
+        (["--crops", "ten:wide"], "--crops ten:wide: write the margins around each ten crops, 1 to 2, as in ten:1.1,1.05"),
+        (["--crops", "ten:1.1,0.9"], "--crops ten:1.1,0.9: write the margins"),
         (["--crops", "ten", "--flip"], "--flip goes with --crops random:K"),
         (["--count", "0"], "--count 0: ask for at least one picture"),
     ],

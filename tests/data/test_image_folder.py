@@ -4,13 +4,13 @@ import warnings
 import numpy as np
 import pytest
 from mmgen_tokenizers.errors import UserError
+from mmgen_tokenizers.image_folder import ImageFolderSource
 from mmgen_tokenizers.pictures import PictureError, png_bytes, read_picture
 from PIL import Image
 
 from mmgen.config import Data, ImageFolder
 from mmgen.data import batches, open_source
 from mmgen.data.damaged import Replacing
-from mmgen.data.image_folder import ImageFolderSource
 
 
 def picture(value: int, size: int = 8) -> np.ndarray:
@@ -85,7 +85,7 @@ def test_labels_of_metadata(tmp_path, labels, names, numbers):
         ([{"file_name": "a.png"}], r"no captions named 'text' \(it has: none\)"),
         ([{"text": "x"}], r"row 1 of .*metadata.jsonl has no file_name"),
         ([["a.png"]], r"row 1 of .* has no file_name"),
-        ([{"file_name": "a.png", "label": 1}, {"file_name": "b.png"}], "gives no label for b.png"),
+        ([{"file_name": "a.png", "label": 1, "text": "x"}, {"file_name": "b.png", "text": "y"}], "gives no label for b.png"),
         ([], "no captions named"),
     ],
 )
@@ -93,7 +93,22 @@ def test_metadata_that_lacks_something_names_the_picture(tmp_path, rows, message
     put(tmp_path, a=1, b=2)
     lines(tmp_path, *rows)
     with pytest.raises(UserError, match=message):
-        ImageFolderSource(tmp_path)
+        ImageFolderSource(tmp_path, captioned=True)
+
+
+def test_captions_may_be_missing_where_nobody_needs_them(tmp_path):
+    put(tmp_path, a=1, b=2, c=3)
+    lines(tmp_path, {"file_name": "a.png"}, {"file_name": "b.png", "text": "zwei"}, {"file_name": "c.png", "text": 3})
+    source = ImageFolderSource(tmp_path)
+    assert [sorted(source[i]) for i in range(3)] == [["image"], ["image", "text"], ["image"]]
+    assert [open_source(Data(ImageFolder(str(tmp_path)))).caption(i) for i in range(3)] == [None, "zwei", None]
+    with pytest.raises(UserError, match="row 1 of .* gives no 'text' for a.png"):
+        open_source(Data(ImageFolder(str(tmp_path))), captioned=True)
+
+
+def test_a_caption_is_told_without_its_picture(tmp_path):
+    lines(tmp_path, {"file_name": "gone.png", "text": "x"})
+    assert open_source(Data(ImageFolder(str(tmp_path)))).caption(0) == "x"
 
 
 def test_metadata_that_is_not_json(tmp_path):

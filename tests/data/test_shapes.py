@@ -220,9 +220,9 @@ def test_a_rubbish_cell_beside_the_right_objects_is_wrong():
 
 def test_pictures_of_another_form_are_refused():
     with pytest.raises(UserError, match="uint8"):
-        shapes.read(np.zeros((32, 32, 3), np.float32))
+        shapes.read_cells(np.zeros((1, 32, 32, 3), np.float32))
     with pytest.raises(UserError, match=r"\[1, 48, 48, 3\]"):
-        shapes.read(np.zeros((48, 48, 3), np.uint8))
+        shapes.read_cells(np.zeros((1, 48, 48, 3), np.uint8))
 
 
 def test_the_source():

@@ -4,6 +4,7 @@ import sys
 import numpy as np
 import pytest
 from mmgen_tokenizers.errors import UserError
+from PIL import Image
 
 from mmgen.data.tfds import TFDSSource
 from tests.data.prepared import prepare
@@ -16,7 +17,7 @@ def noise(count: int, channels: int) -> list[np.ndarray]:
     return [rng.integers(0, 256, (6 + i, 5, channels), np.uint8) for i in range(count)]
 
 
-def test_pictures_labels_and_captions(tmp_path):
+def test_pictures_labels_and_captions(tmp_path, monkeypatch):
     pictures = noise(5, 3)
     prepare(tmp_path / "animals" / "1.0.0", pictures, captions=["a", "b", "ç", "d", "e"])
     source = TFDSSource("animals", "train", tmp_path)
@@ -24,12 +25,15 @@ def test_pictures_labels_and_captions(tmp_path):
     for i in range(5):
         assert np.array_equal(source[i]["image"], pictures[i]) and source[i]["label"] == i % 2
     assert source[2]["text"] == "ç"
+    monkeypatch.setattr(Image, "open", None)  # a caption is told without decoding its picture
+    assert source.caption(2) == "ç"
 
 
 def test_grey_becomes_rgb_and_transparency_white(tmp_path):
     pictures = noise(2, 1)
     prepare(tmp_path / "grey" / "1.0.0", pictures)
     assert np.array_equal(TFDSSource("grey", "train", tmp_path)[1]["image"], np.repeat(pictures[1], 3, -1))
+    assert TFDSSource("grey", "train", tmp_path).caption(1) is None
     clear = np.zeros((4, 4, 4), np.uint8)
     prepare(tmp_path / "clear" / "1.0.0", [clear])
     assert (TFDSSource("clear", "train", tmp_path)[0]["image"] == 255).all()

@@ -1,8 +1,11 @@
+import mmgen_tokenizers as mt
 import numpy as np
 import pytest
 from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.layout import TokenLayout
+from mmgen_tokenizers.pictures import write_png
 from mmgen_tokenizers.shards import ShardWriter
+from mmgen_tokenizers.streaming import encode_folder
 
 from mmgen.config import Data, TokenShards
 from mmgen.data import batches, open_source, parse_source
@@ -23,6 +26,7 @@ def test_examples(folder):
     assert len(source) == 12 and source.labels == ("a", "b")
     assert source[5]["ids"].tolist() == (500 + np.arange(12).reshape(3, 4)).tolist()
     assert source[5]["label"] == 1 and source[5]["text"] == "picture 5" and sorted(source[5]) == ["ids", "label", "text"]
+    assert source.caption(5) == "picture 5"
 
 
 @pytest.mark.parametrize("cache", [None, "ram", "disk"])
@@ -51,6 +55,27 @@ def test_pictures_options_are_refused_for_ids(folder):
     for options in ({"flip": True}, {"crop": "random"}):
         with pytest.raises(UserError, match="mmgen tokenize"):
             open_source(Data(TokenShards(str(folder)), **options))
+
+
+def test_what_the_command_encodes_is_a_source_to_train_on(tmp_path):
+    tok = mt.Tokenizer(mt.Pixels(image_size=4), {})
+    for name, value in (("dark", 0), ("light", 255)):
+        write_png(tmp_path / "pictures" / name / "a.png", np.full((6, 4, 3), value, np.uint8))
+    encode_folder(tok, tmp_path / "pictures", tmp_path / "codes", square=True)
+    source = open_source(Data(parse_source(str(tmp_path / "codes"))))
+    reader = source.source.reader
+    assert (reader.layout, reader.tokenizer, source.labels) == (tok.layout, tok.fingerprint, ("dark", "light"))
+    assert [(source[i]["label"], source[i]["ids"].mean()) for i in range(2)] == [(0, 0), (1, 255)]
+    batch = next(batches(Data(TokenShards(str(tmp_path / "codes"))), 2))
+    assert batch["ids"].shape == (2, 16, 3) and sorted(batch["label"]) == [0, 1]
+
+
+def test_pictures_of_several_shapes_are_refused(tmp_path):
+    with ShardWriter(tmp_path, "", LAYOUT) as writer:
+        for layout in (LAYOUT, TokenLayout(height=2, width=3, codebook_size=4096)):
+            writer.add(np.zeros((1, layout.sites), int), layout=layout)
+    with pytest.raises(UserError, match="encode them with --square"):
+        open_source(Data(TokenShards(str(tmp_path))))
 
 
 def test_a_folder_is_seen_as_shards(folder):

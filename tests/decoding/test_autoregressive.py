@@ -26,9 +26,13 @@ def raster(**block) -> GeneratorConfig:
 
 CONFIGS = {
     "raster": raster(),
-    "raster-1d-grouped-queries-qk-norm": raster(kv_heads=1, qk_norm=True, position="rope_1d"),
+    "order-1d-grouped-queries-qk-norm": dataclasses.replace(
+        raster(kv_heads=1, qk_norm=True, position="rope_1d"), plan=NextToken(order=(7, 2, 11, 0, 5, 9, 1, 8, 3, 10, 4, 6))
+    ),
+    "new": plans.config("new"),
     "sub-tokens": dataclasses.replace(raster(), layout=TokenLayout(height=3, width=4, codebook_size=5, groups=3)),
     "neighbor": plans.config("neighbor"),
+    "random": dataclasses.replace(plans.config("random", **plans.RAR), condition=ClassCondition(3, prefix=2)),
     "scale": plans.config("scale"),
     "scale-var": plans.config("scale", **plans.VAR, modulation="block"),
     "scale-var-shared": plans.config("scale", **plans.VAR, modulation="shared"),
@@ -177,7 +181,13 @@ def _own_orders() -> tuple[GeneratorConfig, dict]:
     return raster(), {"label": np.array([1, 1]), "position": position, "source": source}
 
 
-@pytest.mark.parametrize("case", [_padded_prompts, _own_orders])
+def _random_orders() -> tuple[GeneratorConfig, dict]:
+    c = plans.config("random")
+    orders = np.stack([np.random.default_rng(seed).permutation(16) for seed in (0, 1)])
+    return c, {"label": np.array([1, 1]), "position": c.plan.places(c.layout, 1, orders)}
+
+
+@pytest.mark.parametrize("case", [_padded_prompts, _own_orders, _random_orders])
 def test_what_differs_per_sample_is_decoded_as_it_is_trained(case):
     c, batch = case()
     params = plans.randomized(transformer.init(c, jax.random.key(0)))

@@ -20,6 +20,8 @@ from mmgen.model.config import (
     FeatureCondition,
     GeneratorConfig,
     NextNeighbor,
+    NextToken,
+    RandomOrder,
     TextCondition,
     TokenLayout,
 )
@@ -119,9 +121,18 @@ GROUPS = dataclasses.replace(
 FEATURES = {"features": np.random.default_rng(0).normal(size=(3, 4, 5)), "features_mask": np.tri(4, dtype=bool)[1:, ::-1]}
 
 
-@pytest.mark.parametrize(("c", "condition"), [(SEQUENCE, {"prompts": ["a", "abc", ""]}), (GROUPS, FEATURES)])
+ORDER = dataclasses.replace(RASTER, plan=NextToken(order=(5, 0, 11, 2, 3, 9, 10, 1, 7, 8, 4, 6)), depth=1)
+# Each sample goes through the sites that are known first.
+RANDOM = dataclasses.replace(RASTER, plan=RandomOrder(), depth=1)
+KNOWN = {"labels": [0, 1, 2], "known": np.arange(N) % 7, "known_mask": np.random.default_rng(1).random((3, N)) < 0.3}
+
+
+@pytest.mark.parametrize(
+    ("c", "condition"),
+    [(SEQUENCE, {"prompts": ["a", "abc", ""]}), (GROUPS, FEATURES), (ORDER, {"labels": [0, 1, 2]}), (RANDOM, KNOWN)],
+    ids=["sequence, prompts", "groups, features", "order", "known tokens"],
+)
 def test_models_of_other_kinds(c, condition):
-    """A tokenizer of one dimension and prompts; sites of several sub-tokens and features."""
     gen = generator(c)
     asked = {**condition, **GUIDED[0]}
     out = gen.generate(**asked, decoder="jacobi", window=4)
@@ -192,12 +203,14 @@ def test_options_that_do_not_fit_are_refused(raster, options, message):
 def test_models_that_do_not_fit_are_refused(raster):
     for kind in ("neighbor", "scale"):
         gen = generator(plans.config(kind))
-        with pytest.raises(UserError, match='forwards for .* sites as it is: use decoder="autoregressive"'):
+        with pytest.raises(UserError, match='not Next.*: use decoder="autoregressive"'):
             gen.generate(labels=[0], decoder="jacobi", window=3)
     other = generator(dataclasses.replace(RASTER, layout=TokenLayout(height=3, width=4, codebook_size=5)))
     with pytest.raises(UserError, match="3 x 4 = 12 ids of 5 codes, this generator 3 x 4 = 12 ids of 7 codes"):
         raster.generate(labels=[0], decoder="speculative", draft=other)
     assert not window.is_sequential(NextNeighbor().build(RASTER.layout, 1))
+    with pytest.raises(UserError, match="predicts in another order"):
+        raster.generate(labels=[0], decoder="speculative", draft=generator(ORDER))
 
 
 def test_a_draft_of_another_tokenizer_is_refused(raster, monkeypatch):

@@ -24,7 +24,7 @@ PADDED = {"ids": IDS, "prompt": np.array([[0, 0, 3], [4, 2, 1]]), "prompt_valid"
 
 def loss_and_gradients(c: GeneratorConfig, batch: dict, key=None):
     params = plans.randomized(transformer.init(c, jax.random.key(0)))
-    (value, _), grads = jax.value_and_grad(lambda p: transformer.loss(c, p, batch, key), has_aux=True)(params)
+    (value, _), grads = jax.jit(jax.value_and_grad(lambda p: transformer.loss(c, p, batch, key), has_aux=True))(params)
     return value, grads
 
 

@@ -8,10 +8,23 @@ from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.layout import TokenLayout
 from mmgen_tokenizers.quantizers.multiscale import MultiScaleVQ
 
+from mmgen.plan.masked import Masked
 from mmgen.plan.next_neighbor import NextNeighbor
 from mmgen.plan.next_scale import NextScale
 from mmgen.plan.next_token import NextToken
-from mmgen.plan.plan import COLUMN, NEVER, NOWHERE, POSITIONS, QUERY, ROW, GenerationPlan
+from mmgen.plan.plan import (
+    COLUMN,
+    INDEX,
+    NEVER,
+    NOWHERE,
+    POSITIONS,
+    QUERY,
+    ROW,
+    TARGET_COLUMN,
+    TARGET_ROW,
+    GenerationPlan,
+)
+from mmgen.plan.random_order import RandomOrder
 
 
 def rule(plan):
@@ -44,6 +57,57 @@ def test_positions_of_the_condition():
     assert diagonal[2:, ROW].tolist() == [2, 2, 2, 3, 3, 3, 4, 4] and diagonal[2:, COLUMN].tolist() == [2, 3, 4] * 2 + [2, 3]
 
 
+def test_next_token_in_any_order():
+    order = (2, 0, 3, 1)
+    plan = NextToken(order=order).build(grid(2), 3)
+    assert plan.causal and plan.source.tolist() == [-1, -1, -1, 2, 0, 3]
+    assert plan.combine_slot[list(order), 0].tolist() == [2, 3, 4, 5] and plan.site_time[list(order)].tolist() == [0, 1, 2, 3]
+    assert plan.position[3:, ROW].tolist() == [4, 3, 4] and plan.position[3:, COLUMN].tolist() == [3, 3, 4]
+    assert plan.position[:, INDEX].tolist() == [0, 1, 2, 5, 3, 6]
+
+
+@pytest.mark.parametrize(
+    ("order", "words"),
+    [((0, 1, 1, 3), "1 is named 2 times, 2 is named 0 times"), ((0, 1, 2), "it has 3 numbers, 3 is named 0 times"),
+     ((0, 1, 2, 9), "3 is named 0 times"), ((-1, 1, 2, 3), "it has 4 numbers"), ((0, 1, 2, 3, 4), "it has 5 numbers")],
+)  # fmt: skip
+def test_an_order_names_each_site_once(order, words):
+    with pytest.raises(UserError, match=f"each of the sites 0 .. 3 once.*{words}"):
+        NextToken(order=order).build(grid(2), 1)
+
+
+def test_random_order_draws_in_raster_order_and_is_told_its_targets():
+    plan, raster = RandomOrder("none").build(grid(3), 2), NextToken("none").build(grid(3), 2)
+    for name, array in vars(raster).items():
+        known = slice(None) if name != "position" else np.s_[:, :TARGET_ROW]
+        assert (getattr(plan, name)[known] == array[known]).all()
+    assert plan.position[:, TARGET_ROW].tolist() == [NOWHERE, 0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert plan.position[:, TARGET_COLUMN].tolist() == [NOWHERE, 0, 1, 2, 0, 1, 2, 0, 1, 2]
+
+
+def test_places_of_samples_in_orders_of_their_own():
+    orders = np.stack([np.random.default_rng(seed).permutation(6) for seed in range(4)])
+    layout = TokenLayout(height=2, width=3, codebook_size=7)
+    places = RandomOrder("diagonal").places(layout, 2, orders)
+    for order, place in zip(orders, places, strict=True):
+        assert (place[1:, TARGET_ROW] * 3 + place[1:, TARGET_COLUMN] == order).all()
+        assert (place[2:, ROW] - 2 == order[:-1] // 3).all() and (place[2:, COLUMN] - 2 == order[:-1] % 3).all()
+        assert place[:, INDEX].tolist() == [0, 1, *(2 + order[:-1])] and place[0, TARGET_ROW] == NOWHERE
+        assert place[:2, ROW].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("anneal", [(0.7, 0.2), (-0.1, 0.5), (0.5, 1.5)])
+def test_annealing_is_a_part_of_the_run(anneal):
+    with pytest.raises(UserError, match="two fractions of the training run"):
+        RandomOrder(anneal=anneal)
+
+
+def test_share_of_random_orders():
+    assert [RandomOrder().random_share(t) for t in (0, 0.5, 0.625, 0.75, 1)] == [1, 1, 0.5, 0, 0]
+    assert [RandomOrder(anneal=(0, 0)).random_share(t) for t in (0, 0.5)] == [0, 0]
+    assert RandomOrder(anneal=(1, 1)).random_share(0.999) == 1
+
+
 def test_diagonals_have_the_mask_of_nar():
     n = 8
     plan = NextNeighbor().build(grid(n), 1)
@@ -58,7 +122,7 @@ def test_diagonals_have_the_mask_of_nar():
             image[i, previous] = True
     order = np.concatenate([[0], 1 + plan.source[1:]])
     assert (rule(plan) == reference[np.ix_(order, order)]).all()
-    assert plan.times == 2 * n - 1 and plan.heads == 2
+    assert plan.times == 2 * n - 1 and plan.combine_head.max() == 1
     assert np.allclose(plan.combine_weight.sum(1), 1)
 
 
@@ -68,6 +132,22 @@ def test_scales_have_the_mask_of_var():
     plan = NextScale(quantizer).build(TokenLayout("scales", 16, 16, 7, scales=quantizer.grids(16, 16)), 1)
     scale = np.repeat(np.arange(len(sides)), [s * s for s in sides])
     assert (rule(plan) == (scale[:, None] >= scale[None])).all() and not plan.causal and plan.times == 10
+
+
+def test_masked_slots_see_all_and_predict_themselves():
+    plan = Masked().build(grid(4), 3)
+    assert rule(plan).all() and not plan.causal and plan.times == 1
+    assert plan.combine_slot[:, 0].tolist() == list(range(3, 19)) and plan.condition_slots == 3
+
+
+def test_what_masked_prediction_refuses():
+    with pytest.raises(UserError, match="use one of a single scale"):
+        Masked().build(TokenLayout("scales", 2, 2, 7, scales=((1, 1), (2, 2))), 1)
+    with pytest.raises(UserError, match="7 codes are no whole number of bits: set plan.embedding to table"):
+        Masked(embedding="bits").build(grid(2), 1)
+    for wrong in ({"steps": 0}, {"choice_temperature": -1.0}, {"smoothing": 1.0}, {"visible_weight": 2.0}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            Masked(**wrong)
 
 
 def _bare(**columns) -> GenerationPlan:

@@ -80,6 +80,9 @@ def test_pictures_of_other_sizes(tok):
     [
         (np.zeros((16, 16, 3), np.uint8), r"\[B, H, W, 3\]"),
         (np.zeros((1, 3, 16, 16), np.uint8), "channels last"),
+        (np.zeros((1, 16, 16, 4), np.uint8), r"got \[1, 16, 16, 4\]: drop or repeat channels, or pass Pillow's"),
+        (np.zeros((1, 16, 16, 1), np.float32), "drop or repeat channels"),
+        (np.zeros((0, 16, 16, 3), np.uint8), r"got \[0, 16"),
         (np.zeros((1, 18, 16, 3), np.uint8), "nearest is"),
         (np.full((1, 16, 16, 3), np.nan, np.float32), "NaN"),
         (np.full((1, 16, 16, 3), 200, np.float32), "from 200 to 200"),
@@ -168,6 +171,24 @@ def test_damaged_folders_are_explained(tok, tmp_path):
         mt.load(tmp_path / "tok")
     write_json(tmp_path / "tok" / "config.json", about | {"family": "vqgam"})
     with pytest.raises(UserError, match="Did you mean 'vqgan'"):
+        mt.load(tmp_path / "tok")
+
+
+def test_a_truncated_file_and_an_unknown_key_are_named(tok, tmp_path):
+    tok.save(tmp_path / "tok")
+    weights, config = tmp_path / "tok" / "model.safetensors", tmp_path / "tok" / "config.json"
+    whole, about = weights.read_bytes(), json.loads(config.read_text())
+    for left in (len(whole) - 4, 100, 0):
+        weights.write_bytes(whole[:left])
+        with pytest.raises(UserError, match=r"model.safetensors is damaged .* fetch or export it again"):
+            mt.load(tmp_path / "tok")
+    weights.write_bytes(whole)
+    about["config"]["network"]["chanels"] = 4
+    write_json(config, about)
+    with pytest.raises(UserError, match=r"config.json: config.network: CNN has no field 'chanels'. Did you mean 'channels'\?"):
+        mt.load(tmp_path / "tok")
+    write_json(config, {key: value for key, value in about.items() if key != "config"})
+    with pytest.raises(UserError, match=r"config.json: config: expected the fields of VQGAN"):
         mt.load(tmp_path / "tok")
 
 

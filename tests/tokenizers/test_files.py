@@ -273,6 +273,30 @@ def test_parts(tmp_path, monkeypatch):
         load_arrays(tmp_path)
 
 
+def test_parts_are_replaced_at_one_moment(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PART_BYTES", 100)
+    more = {name: np.full_like(array, 7) for name, array in flatten(PARAMS).items()}
+    save_arrays(tmp_path, PARAMS)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_atomically", _killed_before_the_index)
+        with pytest.raises(KeyboardInterrupt):
+            save_arrays(tmp_path, unflatten(more))
+    assert_same(load_arrays(tmp_path), PARAMS)
+    for params in (unflatten(more), PARAMS, unflatten(more)):
+        save_arrays(tmp_path, params)
+        assert_same(load_arrays(tmp_path), params)
+        assert len(os.listdir(tmp_path)) == 3
+    monkeypatch.setattr(files, "PART_BYTES", 1000)
+    save_arrays(tmp_path, PARAMS)
+    assert os.listdir(tmp_path) == ["model.safetensors"]
+
+
+def _killed_before_the_index(path, data, write=files.write_atomically):
+    if path.suffix == ".json":
+        raise KeyboardInterrupt
+    write(path, data)
+
+
 def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     save_arrays(tmp_path, PARAMS)
 

@@ -269,7 +269,7 @@ def test_random_crops_and_flips_come_from_the_generator_alone():
 
 def test_ten_crop():
     picture = smooth(44, 60)
-    crops = ten_crop(picture, 40)
+    crops = ten_crop(picture, 40, 1.1)
     square = center_crop(picture, 44)
     assert crops.shape == (10, 40, 40, 3)
     for crop, (y, x) in zip(crops, [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)], strict=False):

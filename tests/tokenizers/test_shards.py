@@ -1,4 +1,3 @@
-import errno
 import json
 import os
 
@@ -44,7 +43,7 @@ def test_read_what_was_written(tmp_path, cache, where):
         *(f"shard-0000{i}.array_record" for i in range(3)),
     ]
     reader = ShardReader(tmp_path / "s", where)
-    assert (len(reader), reader.layout, reader.tokenizer, reader.crops, reader.labels) == (
+    assert (len(reader), reader.layout, reader.tokenizer, reader.manifest["crops"], reader.labels) == (
         20,
         LAYOUT,
         "f00d",
@@ -54,7 +53,7 @@ def test_read_what_was_written(tmp_path, cache, where):
     for i in (19, 0, 6, 7, 13, 14):  # both sides of each border of files
         read = reader[i]
         assert read.pop("ids").tolist() == ids[i].tolist()
-        assert read == {"label": i % 2, "caption": f"bild {i}\nзакат", "height": 30 + i, "width": 40}
+        assert read == {"label": i % 2, "caption": f"bild {i}\nзакат", "height": 30 + i, "width": 40} == reader.about(i)
     assert reader[3]["ids"].dtype == np.int32
     for bad in (-1, 20):
         with pytest.raises(IndexError):
@@ -74,7 +73,7 @@ def test_optional_fields_stay_away(tmp_path):
     with ShardWriter(tmp_path, "", LAYOUT) as writer:
         writer.add(some_ids()[0])
     reader = ShardReader(tmp_path)
-    assert sorted(reader[0]) == ["ids"] and reader.labels is None and reader.crops == "center"
+    assert sorted(reader[0]) == ["ids"] and reader.labels is None and reader.manifest["crops"] == "center"
 
 
 def test_the_copy_on_disk_is_read_when_the_original_is_slow(tmp_path, cache):
@@ -143,7 +142,7 @@ def test_damaged_shards_are_refused(tmp_path):
         ShardReader(tmp_path)
 
 
-def test_a_full_disk_is_an_oserror_that_names_the_folder(tmp_path, monkeypatch):
+def test_a_full_disk_is_one_line_that_names_the_folder(tmp_path, monkeypatch):
     class Full:
         def __init__(self, *_):
             pass
@@ -155,9 +154,8 @@ def test_a_full_disk_is_an_oserror_that_names_the_folder(tmp_path, monkeypatch):
             pass
 
     monkeypatch.setattr(shards, "ArrayRecordWriter", Full)
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(UserError, match=f"no space left on the disk of {tmp_path}"):
         write(tmp_path, some_ids())
-    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path)
 
 
 # -------------------------------------------------------------------------------------------------- LlamaGen's codes
@@ -178,7 +176,7 @@ def test_import_of_ten_crops_in_the_order_of_their_numbers(tmp_path):
     llamagen(tmp_path / "ten", ids)
     assert import_llamagen_codes(tmp_path / "ten", tmp_path / "out", tokenizer="abc") == 12
     reader = ShardReader(tmp_path / "out")
-    assert (reader.crops, reader.tokenizer, reader.layout) == (
+    assert (reader.manifest["crops"], reader.tokenizer, reader.layout) == (
         "ten",
         "abc",
         TokenLayout(height=4, width=4, codebook_size=16384),
@@ -195,7 +193,7 @@ def test_import_of_two_crop_ranges_and_of_mirrored_pairs(tmp_path):
     llamagen(tmp_path / "flip", ids[0, :, :2], labels=False)
     import_llamagen_codes(tmp_path / "flip", tmp_path / "pairs")
     reader = ShardReader(tmp_path / "pairs")
-    assert reader.crops == "center" and reader[2]["ids"].shape == (2, 4) and "label" not in reader[2]
+    assert reader.manifest["crops"] == "center" and reader[2]["ids"].shape == (2, 4) and "label" not in reader[2]
 
 
 def test_import_says_what_is_wrong(tmp_path):

@@ -12,6 +12,7 @@ from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.families import titok, vqgan
 from mmgen_tokenizers.files import flatten
 from mmgen_tokenizers.pictures import read_picture, write_png
+from mmgen_tokenizers.shards import ShardReader
 
 TRUNK = mt.Trunk(width=16, layers=1, heads=2)
 TINY = mt.TiTok(TRUNK, mt.Trunk(8, 1, 1), mt.VQ(size=32, dim=4), tokens=5, image_size=16, patch=8)
@@ -88,10 +89,9 @@ def test_commands_take_a_sequence_of_ids(tmp_path):
     tok.save(tmp_path / "tok")
     write_png(tmp_path / "a.png", np.full((20, 30, 3), 200, np.uint8))
     common = ["--tokenizer", str(tmp_path / "tok"), "--out"]
-    assert cli.main(["encode", str(tmp_path / "a.png"), *common, str(tmp_path / "codes.npz")]) == 0
-    assert cli.main(["decode", str(tmp_path / "codes.npz"), *common, str(tmp_path / "out")]) == 0
-    with np.load(tmp_path / "codes.npz") as codes:
-        want = tok.decode(codes["ids"])[0]
+    assert cli.main(["encode", str(tmp_path), *common, str(tmp_path / "codes")]) == 0
+    assert cli.main(["decode", str(tmp_path / "codes"), *common, str(tmp_path / "out")]) == 0
+    want = tok.decode(ShardReader(tmp_path / "codes")[0]["ids"])[0]
     np.testing.assert_allclose(read_picture(tmp_path / "out" / "00000_a.png") / 127.5 - 1, want, atol=1 / 255 + 1e-6)
 
 

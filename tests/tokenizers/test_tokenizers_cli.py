@@ -1,5 +1,8 @@
 """The command mmgen-tokenizers, verb by verb, in this process."""
 
+import re
+import sys
+
 import jax
 import mmgen_tokenizers as mt
 import numpy as np
@@ -8,7 +11,9 @@ from mmgen_tokenizers import cli
 from mmgen_tokenizers.families import vqgan
 from mmgen_tokenizers.files import save_arrays, unflatten
 from mmgen_tokenizers.pictures import read_picture, write_png
-from mmgen_tokenizers.pretrained import PUBLISHED, export
+from mmgen_tokenizers.pretrained import FAMILIES, export
+from mmgen_tokenizers.pretrained.published import KNOWN, PUBLISHED
+from mmgen_tokenizers.shards import ShardReader, ShardWriter
 
 NET = mt.CNN(4, (1, 1), 1, 2, attention_levels=(1,), latent=4, groups=2)
 CONFIG = mt.VQGAN(NET, mt.VQ(size=32, dim=4), image_size=8)
@@ -32,25 +37,31 @@ def run(*arguments):
 
 
 def test_encode_then_decode(folder, capsys):
-    codes, out = folder / "codes.npz", folder / "out"
-    assert run("encode", folder / "pictures", "--tokenizer", folder / "tok", "--out", codes, "--batch", 2) == 0
-    err = capsys.readouterr().err
-    assert "skipped" in err and "z_damaged.png" in err and "1 of 4 pictures skipped" in err
-    with np.load(codes) as file:
-        assert file["ids"].shape == (3, 16) and file["ids"].dtype == np.int32
-        assert [name.split("/")[-1] for name in file["names"]] == ["a.png", "b.png", "c.png"]
-        ids = file["ids"]
-    assert run("decode", codes, "--tokenizer", folder / "tok", "--out", out, "--batch", 2) == 0
-    assert sorted(p.name for p in out.iterdir()) == ["00000_a.png", "00001_b.png", "00002_c.png"]
-    want = mt.load(folder / "tok").decode(ids[1:2])[0]
-    np.testing.assert_allclose(read_picture(out / "00001_b.png") / 127.5 - 1, want, atol=1 / 255 + 1e-6)
-
-
-def test_encode_at_another_size(folder):
-    codes, out = folder / "large.npz", folder / "large"
-    assert run("encode", folder / "pictures/a.png", "--tokenizer", folder / "tok", "--out", codes, "--size", 12) == 0
+    codes, out, tok = folder / "codes", folder / "out", mt.load(folder / "tok")
+    assert run("encode", folder / "pictures", "--tokenizer", folder / "tok", "--out", codes, "--square") == 0
+    said = capsys.readouterr()
+    assert "skipped" in said.err and "z_damaged.png" in said.err
+    assert said.out == f"wrote {codes}: 3 pictures, 4 x 4 = 16 ids of 32 codes; 1 skipped that cannot be read\n"
+    reader = ShardReader(codes)
+    assert (len(reader), reader.layout, reader.tokenizer, reader.mixed) == (3, tok.layout, tok.fingerprint, False)
+    assert [reader[i]["name"] for i in range(3)] == ["a.png", "b.png", "deep/c.png"]
+    want = tok.encode(read_picture(folder / "pictures/b.png")[None])
+    np.testing.assert_array_equal(reader[1]["ids"], want)
     assert run("decode", codes, "--tokenizer", folder / "tok", "--out", out) == 0
-    assert read_picture(out / "00000_a.png").shape == (12, 12, 3)
+    assert sorted(p.name for p in out.iterdir()) == ["00000_a.png", "00001_b.png", "00002_c.png"]
+    drawn = read_picture(out / "00001_b.png") / 127.5 - 1
+    np.testing.assert_allclose(drawn, tok.decode(want)[0], atol=1 / 255 + 1e-6)
+    assert "already holds" in failing(
+        capsys, "encode", folder / "pictures", "--tokenizer", folder / "tok", "--out", codes, "--square"
+    )
+
+
+def test_pixels_of_a_palette(folder, capsys):
+    assert run("pixels", "--size", 8, "--palette", 4, "--pictures", folder / "pictures", "--out", folder / "pixels") == 0
+    assert "8 x 8 pixels -> 8 x 8 = 64 ids of 4 codes" in capsys.readouterr().out
+    assert len(mt.load(folder / "pixels").config.palette) == 4
+    assert "go together" in failing(capsys, "pixels", "--palette", 4, "--out", folder / "no")
+    assert "2 to 256" in failing(capsys, "pixels", "--palette", 300, "--pictures", folder / "pictures", "--out", folder / "no")
 
 
 def test_reconstruct_draws_what_is_lost_and_says_psnr(folder, capsys):
@@ -82,19 +93,27 @@ def test_convert_and_info(folder, capsys):
     assert converted.fingerprint == made.fingerprint and converted.source == "llamagen-vq"
 
 
-def test_list_names_families_and_how_they_were_verified(capsys):
+def test_list_names_weights_and_how_they_were_verified(capsys):
     assert run("list") == 0
-    text = capsys.readouterr().out
-    assert "llamagen-vq" in text and "verified" in text
-    lines = {line.split()[0]: line.split()[1:] for line in text.splitlines()[3:]}
-    assert lines.keys() == PUBLISHED.keys()
-    assert lines["IBQ-1024"][:5] == ["ibq", "Apache-2.0", "256", "1024", "2.24"] and "-" in lines["chameleon"]
+    text, legend = capsys.readouterr().out.split("\n\n")
+    assert "shapes:" in legend
+    rows = {cells[0]: cells[1:] for cells in (re.split("  +", line) for line in text.splitlines()[1:])}
+    assert list(rows) == [*PUBLISHED, *KNOWN]
+    assert rows["IBQ-1024"] == ["ibq", "Apache-2.0", "256", "1024", "2.24", "numbers, shapes"]
+    assert rows["chameleon"][4:] == ["-", "shapes"] and rows["UniTok"] == ["not yet", "MIT", "256 x 8", "4096", "0.41", "-"]
+    assert {weights.family for weights in PUBLISHED.values()} == FAMILIES.keys()
+    assert not any(weights.family or weights.verified for weights in KNOWN.values())
+
+
+def test_the_readme_has_the_same_table(capsys, repository):
+    assert run("list", "--markdown") == 0
+    assert capsys.readouterr().out in (repository / "tokenizers" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("verb", [*cli.VERBS, None])
 def test_help_is_complete_and_has_an_example(verb, capsys):
     with pytest.raises(SystemExit) as done:
-        cli.main([verb, "--help"] if verb else ["--help"])
+        sys.exit(cli.main([verb, "--help"] if verb else []))
     text = capsys.readouterr().out
     assert done.value.code == 0
     assert f"  mmgen-tokenizers {verb or 'convert'}" in text.split("example:\n")[1]
@@ -115,7 +134,6 @@ def test_mistakes_are_answered_with_the_nearest_right_word(folder, capsys):
     assert "Did you mean 'pictures'?" in failing(capsys, "encode", folder / "picture", *tok, "--out", "y.npz")
     assert "Did you mean 'tok'?" in failing(capsys, "info", folder / "tpk")
     assert "--out" in failing(capsys, "encode", "x", *tok)
-    assert "VERB" in failing(capsys)
     assert "Did you mean 'group_norm_groups'?" in _wrong_config(folder, capsys, '{"group_norm_group": 2}')
     assert "not JSON" in _wrong_config(folder, capsys, "{")
 
@@ -138,15 +156,17 @@ def _wrong_config(folder, capsys, text):
 
 def test_unusable_input(folder, capsys):
     tok = ("--tokenizer", folder / "tok", "--out", folder / "x")
-    assert "none of the pictures" in failing(capsys, "encode", folder / "pictures/z_damaged.png", *tok)
+    (folder / "bad").mkdir()
+    (folder / "bad" / "a.png").write_bytes(b"no picture")
+    assert "none of the pictures" in failing(capsys, "encode", folder / "bad", *tok)
+    assert "none of the pictures" in failing(capsys, "reconstruct", folder / "bad/a.png", *tok)
     (folder / "empty").mkdir()
-    assert "no picture in" in failing(capsys, "encode", folder / "empty", *tok)
+    assert "no pictures in" in failing(capsys, "encode", folder / "empty", *tok)
     assert "multiple of 2" in failing(capsys, "reconstruct", folder / "pictures/a.png", *tok, "--size", "7")
-    assert "no .npz" in failing(capsys, "decode", folder / "pictures/notes.txt", *tok)
-    np.savez(folder / "other.npz", ids=np.zeros((1, 16), np.int32), fingerprint="abc")
-    assert "another tokenizer (abc)" in failing(capsys, "decode", folder / "other.npz", *tok)
-    np.savez(folder / "none.npz", codes=np.zeros(3))
-    assert "no array `ids`" in failing(capsys, "decode", folder / "none.npz", *tok)
+    assert "are not here" in failing(capsys, "decode", folder / "pictures", *tok)
+    with ShardWriter(folder / "others", "abc", mt.load(folder / "tok").layout) as writer:
+        writer.add(np.zeros((1, 16), int))
+    assert "another tokenizer (abc)" in failing(capsys, "decode", folder / "others", *tok)
     assert "no tensors" in failing(capsys, "convert", "llamagen-vq", _empty(folder), "--out", folder / "no")
     save_arrays(folder / "foreign", unflatten({"conv.weight": np.zeros(2, np.float32)}))
     assert "is it a tokenizer of llamagen-vq" in failing(

@@ -84,6 +84,46 @@ def test_gradients_go_where_they_should():
     assert not of_z.any()
 
 
+def test_gradients_on_the_sphere_equal_finite_differences_of_the_surrogate():
+    """With the ids held, codes move with the normalised latent, and each loss with what it does not hold."""
+    params, latents = sample(SPHERE)
+    codes, ids, z, _ = direct(SPHERE, params, latents)
+    book = np.asarray(params["codebook"], np.float64)
+    cotangent = RNG.standard_normal(latents.shape)
+
+    def entropy(z, codes):
+        p = np.exp(-((z.reshape(-1, 1, 3) - codes) ** 2).sum(-1) / SPHERE.temperature)
+        p /= p.sum(1, keepdims=True)
+        mean = p.mean(0)
+        return SPHERE.entropy * (-(p * np.log(p)).sum(1).mean() + (mean * np.log(mean + 1e-5)).sum())
+
+    def of_latents(x):
+        loss = SPHERE.commitment * ((codes - unit(x)) ** 2).mean() + entropy(unit(x), unit(book))
+        return (unit(x) * cotangent).sum() + loss
+
+    def of_codes(x):
+        return SPHERE.codebook * ((unit(x)[ids] - z) ** 2).mean() + entropy(z, unit(x))
+
+    def loss(params, z):
+        q = vq.quantize(SPHERE, params, z)
+        return (q.codes * cotangent).sum() + sum(q.losses.values())
+
+    of_book, of_z = jax.jit(jax.grad(loss, (0, 1)))(params, latents)
+    for function, at, gradient in ((of_latents, latents.astype(np.float64), of_z), (of_codes, book, of_book["codebook"])):
+        for direction in RNG.standard_normal((3, *at.shape)):
+            np.testing.assert_allclose((np.asarray(gradient) * direction).sum(), slope(function, at, direction), rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [2**10, 2**16])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_each_code_of_the_table_is_its_own_nearest(normalize, size):
+    config = VQ(size, 8, normalize)
+    params = {"codebook": jnp.asarray(RNG.standard_normal((size, 8)), jnp.float32)}
+    some = np.arange(size) if size <= 2**10 else RNG.integers(0, size, 256)
+    again = jax.jit(lambda p, i: vq.nearest(config, p, vq.lookup(config, p, i)))(params, some)
+    np.testing.assert_array_equal(again, some)
+
+
 def soft_codes(latents, index_codes, codes):
     """IBQ's surrogate in float64: codes mixed by the softmax of the inner products with `index_codes`."""
     logits = latents.astype(np.float64) @ np.asarray(index_codes, np.float64).T

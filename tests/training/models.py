@@ -38,10 +38,11 @@ def generator_experiment(data: Data, condition=ClassCondition(3), tokenizer=None
     return Experiment(task, data, **{**EVERY, "optimizer": OPTIMIZER, "steps": 4, "batch": 4, **fields})
 
 
-def write_shards(folder, tokenizer="somebody", layout: TokenLayout = LAYOUT, labels=("cat", "dog", "eel")) -> Data:
-    """Sixteen pictures with labels, whose ids go by the label."""
+def write_shards(folder, tokenizer="somebody", layout: TokenLayout = LAYOUT, labels=("cat", "dog", "eel"), captions=()) -> Data:
+    """Sixteen pictures with labels, whose ids go by the label; the first ones with captions."""
     rng = np.random.default_rng(0)
     with ShardWriter(folder, tokenizer, layout, labels=labels) as writer:
         for i in range(16):
-            writer.add(10 * (i % 3) + rng.integers(0, 3, (2, layout.sites)), label=i % 3)
+            caption = captions[i] if i < len(captions) else None
+            writer.add(10 * (i % 3) + rng.integers(0, 3, (2, layout.sites)), label=i % 3, caption=caption)
     return Data(TokenShards(str(folder)))

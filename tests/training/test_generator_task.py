@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 import mmgen_tokenizers as mt
 import numpy as np
+import plans
 import pytest
 from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.families import vqgan
+from mmgen_tokenizers.files import load_arrays
 from models import LAYOUT, VQGAN, generator_experiment, write_shards
 
 import mmgen
-from mmgen.config import Data, Shapes
+from mmgen.config import Data, Shapes, overrides
+from mmgen.data import shapes
 from mmgen.data.text import TextTokenizer
 from mmgen.model import transformer
 from mmgen.model.config import ClassCondition, Dropout, FeatureCondition, GeneratorConfig, TextCondition
@@ -67,6 +70,41 @@ def test_pictures_are_encoded_in_the_step_as_the_tokenizer_does(tokenizer_folder
     np.testing.assert_array_equal(inside["ids"], mt.load(tokenizer_folder).encode(raw["image"]))
 
 
+def test_pixels_are_tokens_too(tmp_path):
+    """The loss is the exact likelihood: at the start 8 bits each of three values a pixel."""
+    tok = mt.Tokenizer(mt.Pixels(), {})
+    tok.save(tmp_path / "pixels")
+    chosen = generator_experiment(SHAPES, TEXT, str(tmp_path / "pixels"))
+    model = replace(chosen.task.model, layout=tok.layout)
+    task = GeneratorTraining(replace(chosen, task=replace(chosen.task, model=model)), tmp_path)
+    raw = next(task.training_batches(0))
+    batch = task.with_ids(task.frozen, task.prepare(raw))
+    np.testing.assert_array_equal(batch["ids"], raw["image"].reshape(4, 1024, 3))
+    params = transformer.init(model, jax.random.key(0))
+    metrics = jax.jit(lambda p, b: transformer.loss(model, p, b)[1])(params, batch)
+    np.testing.assert_allclose(metrics["loss"] / np.log(2), 8, rtol=1e-6)
+
+
+def test_the_text_model_learns_without_pictures(tokenizer_folder, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(shapes, "draw", lambda *args, real=shapes.draw: drawn.append(args) or real(*args))
+    task = GeneratorTraining(generator_experiment(SHAPES, TEXT, str(tokenizer_folder)), tmp_path)
+    assert len(drawn) == 1  # to see what the data have
+    captions = [task.source.caption(i) for i in range(len(task.source))]
+    assert len(drawn) == 1 and len(set(captions)) > 30
+    assert task.text._model == TextTokenizer.train(captions, TEXT.vocabulary)._model
+
+
+def test_a_picture_without_a_caption_is_refused(tmp_path):
+    partly = write_shards(tmp_path / "shards", captions=["a red circle"] * 15)  # the last of 16 has none
+    with pytest.raises(UserError, match="some pictures of the data have no caption"):
+        GeneratorTraining(generator_experiment(partly, TEXT), tmp_path)
+    TextTokenizer.train(["a red circle"], 48).save(tmp_path)
+    task = GeneratorTraining(generator_experiment(partly, TEXT, batch=16), tmp_path)
+    with pytest.raises(UserError, match="some pictures of the data have no caption"):
+        batch_of(task)
+
+
 def test_decay_mask_does_not_count_the_axis_of_layers():
     for condition in (ClassCondition(3), FeatureCondition(width=5, length=2)):
         mask = decayed(transformer.axes(GeneratorConfig(layout=LAYOUT, condition=condition, depth=2)))
@@ -86,7 +124,8 @@ def test_what_the_model_marks_as_frozen_gets_no_gradient(shards, tmp_path):
 
 def test_a_class_conditional_run_learns_resumes_and_exports(shards, tmp_path):
     def run(name, steps):
-        chosen = generator_experiment(shards, steps=steps, accumulate=2, ema=0.9, batch=8, validation=shards)
+        fields = {"accumulate": 2, "ema": 0.9, "batch": 8, "validation": shards, "every_checkpoint": 20}
+        chosen = generator_experiment(shards, steps=steps, **fields)
         return mmgen.train(chosen, tmp_path / name)
 
     run("stopped", 20)
@@ -96,9 +135,48 @@ def test_a_class_conditional_run_learns_resumes_and_exports(shards, tmp_path):
     assert losses[0] == losses[1] and len(losses[0]) == 40
     assert losses[1][0] == pytest.approx(np.log(32), rel=0.05) and result.metrics["validation/loss"] < 2.9
     generator = mmgen.load(tmp_path / "straight")
+    exports = [load_arrays(tmp_path / name / "export") for name in ("stopped", "straight")]  # the second one was written twice
+    jax.tree.map(np.testing.assert_array_equal, *exports)
     assert generator.labels == ("cat", "dog", "eel") and generator.weights == "ema"
     assert generator.generate(labels=["dog", "cat"], num=2).tokens.shape == (4, 4)
     assert not (tmp_path / "straight/previews").exists()  # nothing turns these ids into pictures
+
+
+def test_a_masked_run_learns_and_fills_the_holes(shards, tmp_path):
+    """Nine of the 32 codes are used."""
+    chosen = generator_experiment(shards, steps=60, batch=8, validation=shards)
+    fields = ["--task.model.plan.kind", "Masked", "--task.model.plan.steps", "3", "--task.model.plan.smoothing", "0"]
+    result = mmgen.train(overrides(chosen, fields), tmp_path / "run")
+    assert np.log(3) < result.metrics["validation/loss"] < 2.5
+    generator = mmgen.load(result.folder)
+    out = generator.generate(labels=["cat", "eel"], num=8, guidance=2.0)
+    assert out.forwards == 3 and out.tokens.shape == (16, 4)
+    assert (out.tokens < 32).all() and (out.tokens % 10 < 3).mean() > 0.8
+
+
+def random_orders(shards, **fields) -> mmgen.Experiment:
+    chosen = generator_experiment(shards, batch=8, **fields)
+    return overrides(chosen, ["--task.model.plan.kind", "RandomOrder", "--task.model.plan.anneal", "0.4,0.8"])
+
+
+def test_a_run_in_random_orders_learns(shards, tmp_path):
+    mmgen.train(random_orders(shards, steps=40), tmp_path / "run")
+    losses = [e["loss"] for e in read_metrics(tmp_path / "run") if "loss" in e]
+    assert losses[0] == pytest.approx(np.log(32), rel=0.05) and np.mean(losses[-5:]) < 2.9
+    assert mmgen.load(tmp_path / "run").config.plan.anneal == (0.4, 0.8)
+
+
+def test_orders_go_by_the_step_and_end_as_raster(shards, tmp_path):
+    chosen = random_orders(shards, steps=10, dropout=0.0)
+    still = replace(chosen.task.model, dropout=Dropout())
+    task = GeneratorTraining(replace(chosen, task=replace(chosen.task, model=still)), tmp_path)
+    params, batch = plans.randomized(transformer.init(still, jax.random.key(0))), batch_of(task)
+    gradients = jax.jit(lambda key, step: task.gradients(params, {}, {}, batch, key, step)[2]["loss"])
+    keys = jax.random.split(jax.random.key(0))
+    first, again, other, late = (gradients(keys[i], step) for i, step in ((0, 0), (0, 0), (1, 0), (0, 8)))
+    raster = jax.jit(task.validate)(params, {}, {}, batch)["loss"]
+    assert first == again and len({float(first), float(other), float(raster)}) == 3
+    np.testing.assert_allclose(late, raster, rtol=1e-5)
 
 
 def test_a_text_conditional_run(tokenizer_folder, tmp_path):
@@ -143,7 +221,8 @@ def test_accumulation_gives_the_gradients_of_the_large_batch(shards, tmp_path):
     still = replace(chosen.task.model, dropout=Dropout())
     task = GeneratorTraining(replace(chosen, task=replace(chosen.task, model=still)), tmp_path)
     state, batch = initial_state(task, task.optimizer(chosen), 0, False), batch_of(task)
-    whole, parts = (gradients(task, state, {}, batch, jax.random.key(0), n)[0] for n in (1, 4))
+    run = jax.jit(gradients, static_argnums=(0, 5))
+    whole, parts = (run(task, state, {}, batch, jax.random.key(0), n)[0] for n in (1, 4))
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(whole)) > 1e-3
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), whole, parts)
 

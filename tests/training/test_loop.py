@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -96,6 +97,38 @@ def test_keeps_the_newest_and_the_best(tmp_path, monkeypatch):
     assert checkpoint.Checkpoints(tmp_path / "checkpoints", 1).best() == 10
 
 
+def test_the_export_is_written_while_training_goes_on(tmp_path):
+    later, kernels = threading.Event(), {}
+
+    class Slow(Regression):
+        def export(self, weights, folder, step):
+            assert later.wait(30)  # for a batch that training asks for long after this step
+            kernels[step] = np.array(weights["dense"]["kernel"])
+            super().export(weights, folder, step)
+
+    def watched(start):
+        for index, batch in enumerate(batches(start), start):
+            if index == 9:
+                later.set()
+            yield batch
+
+    chosen = experiment(steps=10, keep=5)
+    loop.fit(chosen, Slow(), tmp_path, watched, validation)
+    straight = run(tmp_path.with_name("straight"), steps=5)
+    np.testing.assert_array_equal(kernels[5], np.load(straight.folder / "export/weights.npz")["kernel"])
+    assert sorted(kernels) == [5, 10] and json.loads((tmp_path / "export/step.json").read_text()) == {"step": 10}
+
+
+def test_an_export_that_fails_stops_the_run(tmp_path):
+    class Full(Regression):
+        def export(self, weights, folder, step):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left"):
+        run(tmp_path, Full())
+    assert steps_in(tmp_path) in ([5], [5, 10]) and not (tmp_path / "export/step.json").exists()
+
+
 def test_not_a_number_is_never_the_best(tmp_path, monkeypatch):
     wanted = iter([4.0, float("nan"), 3.0, float("nan")])
     monkeypatch.setattr(loop, "validate", lambda *_: {"validation/loss": next(wanted)})
@@ -111,7 +144,7 @@ def test_full_disk_is_one_clear_line_and_older_checkpoints_stay(tmp_path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.ocp.CheckpointManager, "save", full)
-        with pytest.raises(UserError, match=f"no space left on the disk of {tmp_path}/checkpoints: older"):
+        with pytest.raises(UserError, match=f"no space left on the disk of {tmp_path}/checkpoints: what was complete"):
             run(tmp_path, steps=10)
     assert steps_in(tmp_path) == [5]
     assert run(tmp_path, steps=10).step == 10

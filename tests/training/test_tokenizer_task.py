@@ -90,19 +90,19 @@ def test_a_run_learns_resumes_bitwise_and_exports(tmp_path):
         chosen = tokenizer_experiment(losses, steps=steps, accumulate=2, ema=0.9, validation=held_out)
         return mmgen.train(chosen, tmp_path / name)
 
+    run("stopped", 10)
     run("stopped", 20)
-    run("stopped", 40)
-    result = run("straight", 40)
+    result = run("straight", 20)
     stopped, straight = (read_metrics(tmp_path / name) for name in ("stopped", "straight"))
     shown = ("loss", "perplexity", "discriminator")
     values = [[tuple(entry[name] for name in shown) for entry in run if "loss" in entry] for run in (stopped, straight)]
-    assert values[0] == values[1] and len(values[0]) == 40
+    assert values[0] == values[1] and len(values[0]) == 20
     assert result.metrics["l1"] < 0.7 * straight[0]["l1"]
     assert result.metrics["validation/psnr"] > 5.0 and result.metrics["perplexity"] > 1.0
-    assert [path.name for path in sorted((tmp_path / "stopped/previews").iterdir())] == ["step-0000020.png", "step-0000040.png"]
-    assert loop.export(tmp_path / "straight", tmp_path / "best", "best") == 40
+    assert [path.name for path in sorted((tmp_path / "stopped/previews").iterdir())] == ["step-0000010.png", "step-0000020.png"]
+    assert loop.export(tmp_path / "straight", tmp_path / "best", "best") == 20
     np.testing.assert_array_equal(*(mt.load(tmp_path / name).params["quantizer"]["codebook"] for name in ("best", "straight")))
-    with pytest.raises(UserError, match=r"no checkpoint 7, it has those of step \[40\]"):
+    with pytest.raises(UserError, match=r"no checkpoint 7, it has those of step \[20\]"):
         loop.export(tmp_path / "straight", tmp_path / "seven", 7)
     source = open_source(Data(Shapes("test", 4), size=32))
     tokenizer = mt.load(tmp_path / "straight")

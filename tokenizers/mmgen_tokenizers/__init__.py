@@ -15,6 +15,7 @@ _HOMES = {
     "errors": ("UserError",),
     "families.flexible": ("Flexible",),
     "families.multiscale": ("MultiScale",),
+    "families.pixels": ("Pixels",),
     "families.titok": ("Proxy", "TiTok"),
     "families.vqgan": ("VQGAN",),
     "layout": ("TokenLayout",),

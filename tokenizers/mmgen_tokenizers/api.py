@@ -18,23 +18,25 @@ from PIL import Image
 
 from .configs import changed, from_json, to_json
 from .errors import UserError, nearest
-from .families import flexible, multiscale, titok, vqgan
+from .families import flexible, multiscale, pixels, titok, vqgan
 from .families.flexible import Flexible
 from .families.multiscale import MultiScale
+from .families.pixels import Pixels
 from .families.titok import TiTok
 from .families.vqgan import VQGAN
-from .files import flatten, load_arrays, read_json, save_arrays, temporary_beside, unflatten, write_json
+from .files import check_shapes, flatten, load_arrays, read_json, save_arrays, temporary_beside, unflatten, write_json
 from .layout import TokenLayout
 from .pictures import stack
 from .quantizers.binary import LFQ, ids_to_bits
 
 FORMAT = 1  # of the saved folder
-Config = VQGAN | MultiScale | TiTok | Flexible
+Config = VQGAN | MultiScale | TiTok | Flexible | Pixels
 FAMILIES = {  # name in config.json -> configuration, functions
     "vqgan": (VQGAN, vqgan),
     "multiscale": (MultiScale, multiscale),
     "titok": (TiTok, titok),
     "flexible": (Flexible, flexible),
+    "pixels": (Pixels, pixels),
 }
 PIXELS = 2**20  # a chunk of a large batch: 16 pictures of 256 x 256
 
@@ -105,6 +107,11 @@ class Tokenizer:
         """Of pictures of the training resolution."""
         return self.layout_for(self.config.image_size, self.config.image_size)
 
+    @property
+    def factor(self) -> int | None:
+        """Pixels a token on a side, where pictures of any multiple of it are taken; None where they have one size."""
+        return getattr(self.config, "factor", None)
+
     def layout_for(self, height: int, width: int) -> TokenLayout:
         """Of pictures of height x width pixels. Raises UserError where the tokenizer cannot take them."""
         return self._functions.layout(self.config, height, width)
@@ -120,7 +127,7 @@ class Tokenizer:
     def encode_bits(self, images: Images) -> Int8[np.ndarray, "B N K"]:
         """The bits (0 or 1) of binary codes in the order of the latent's channels, whatever the order and groups of the ids:
         quantizers.binary.bits_to_ids makes the ids of them. Raises UserError where codes are not binary."""
-        quantizer = self.config.quantizer
+        quantizer = getattr(self.config, "quantizer", self.config)  # pixels have none
         if not isinstance(quantizer, LFQ):
             raise UserError(f"the codes of a {type(quantizer).__name__} are not bits, those of LFQ and BSQ are: use encode")
         return np.asarray(ids_to_bits(quantizer, self.encode(images)))
@@ -175,14 +182,15 @@ class Tokenizer:
         return dataclasses.replace(self.layout, height=side, width=side)
 
     def _checked_ids(self, ids: Int[np.ndarray, "B N *G"]) -> Int[np.ndarray, "B N *G"]:
-        ids, groups = np.asarray(ids), self.config.quantizer.groups
+        ids, groups, size = np.asarray(ids), self.layout.groups, self.layout.codebook_size
         shape = "[B, N]" if groups == 1 else f"[B, N, {groups}]"
         fits = ids.ndim == 2 if groups == 1 else ids.ndim == 3 and ids.shape[2] == groups
         if not fits or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
             raise UserError(f"expected ids {shape} of integers, got {ids.dtype} {list(ids.shape)}")
-        if ids.min() < 0 or ids.max() >= self.config.quantizer.size:
-            last = self.config.quantizer.size - 1
-            raise UserError(f"ids reach from {ids.min()} to {ids.max()}, but the codebook has codes 0 to {last}")
+        if ids.min() < 0 or ids.max() >= size:
+            raise UserError(
+                f"ids reach from {ids.min()} to {ids.max()}, but the codebook has codes 0 to {size - 1}: another tokenizer's?"
+            )
         return ids.astype(np.int32)
 
     def save(self, folder: str | Path) -> None:
@@ -228,7 +236,8 @@ def _checked_images(images: Images) -> Images:
     first = images[0] if isinstance(images, list | tuple) and images else images
     images = stack(images) if isinstance(first, Image.Image) else np.asarray(images)
     if images.ndim != 4 or images.shape[-1] != 3 or not len(images):
-        raise UserError(f"expected pictures [B, H, W, 3] with 3 channels last, got {list(images.shape)}")
+        remedy = ": drop or repeat channels, or pass Pillow's pictures" if images.shape[-1:] in ((1,), (2,), (4,)) else ""
+        raise UserError(f"expected pictures [B, H, W, 3] with 3 channels last, got {list(images.shape)}{remedy}")
     if images.dtype == np.uint8:
         return images
     if not np.issubdtype(images.dtype, np.floating):
@@ -256,9 +265,9 @@ def load(folder: str | Path, dtype: Literal["float32", "bfloat16"] = "float32") 
         )
     if about.get("format", 0) > FORMAT:
         raise UserError(f"{folder} has format {about['format']}, this version reads up to {FORMAT}: upgrade mmgen-tokenizers")
-    config = from_json(kind[0], about["config"])
+    config = from_json(kind[0], about.get("config"), f"{folder}/config.json: config")
     params = load_arrays(folder)
-    _check_shapes(folder, config, params)
+    check_shapes(folder, params, shapes(config))
     held = (folder / "reference_buffers.safetensors").is_file()
     buffers = flatten(load_arrays(folder, stem="reference_buffers")) if held else None
     return Tokenizer(config, params, about.get("source"), buffers, dtype)
@@ -277,18 +286,6 @@ def _find(folder: Path) -> tuple[Path, dict[str, Any]]:
         raise UserError(f"{found} holds no tokenizer: neither it nor its tokenizer/ has a config.json of one")
     read_json(folder / "config.json")  # raises: absent
     raise AssertionError
-
-
-def _check_shapes(folder: Path, config: Config, params: dict) -> None:
-    """Weights fit the configuration, or UserError that names what does not."""
-    expected = {name: leaf.shape for name, leaf in flatten(shapes(config)).items()}
-    found = {name: array.shape for name, array in flatten(params).items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            has, wants = (list(x) if x is not None else "nothing" for x in (found.get(name), expected.get(name)))
-            raise UserError(
-                f"{folder}/model.safetensors: {name} is {has}, config.json asks for {wants}: they do not belong together"
-            )
 
 
 def shapes(config: Config) -> dict:

@@ -4,48 +4,23 @@ import argparse
 import errno
 import json
 import sys
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .errors import UserError, is_full_disk, nearest
+from .arguments import Parser, existing, json_object
+from .errors import UserError, is_full_disk, nearest, plain_warnings
 
 DESCRIPTION = "Image tokenizers: pictures to integers and back."
 EXAMPLE = """example:
   mmgen-tokenizers convert llamagen-vq vq_ds16_c2i.pt --out models/vq16
   mmgen-tokenizers reconstruct photos/ --tokenizer models/vq16 --out grid.png"""
-
-
-class Parser(argparse.ArgumentParser):
-    """Mistakes are UserErrors of one line, with the nearest right word."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
-
-    def parse_args(self, arguments: Sequence[str]) -> argparse.Namespace:
-        parsed, unknown = self.parse_known_args(arguments)
-        if unknown:
-            options = parsed.options if hasattr(parsed, "options") else []
-            raise UserError(f"{self.prog} {parsed.verb}: unknown argument {unknown[0]}.{nearest(unknown[0], options)}")
-        return parsed
-
-    def error(self, message: str) -> None:
-        raise UserError(f"{message} ({self.prog} --help shows how)")
+SEEN = 256  # pictures that a palette is chosen by
 
 
 # Pictures ----------------------------------------------------------------------------------------------------------
-
-
-def _existing(path: str) -> Path:
-    """The path, or a UserError that names the nearest one there is."""
-    found = Path(path)
-    if found.exists():
-        return found
-    siblings = [p.name for p in found.parent.iterdir()] if found.parent.is_dir() else []
-    raise UserError(f"there is no {path}.{nearest(found.name, siblings)}")
 
 
 def _picture_files(paths: Sequence[str]) -> list[Path]:
@@ -53,7 +28,7 @@ def _picture_files(paths: Sequence[str]) -> list[Path]:
     from .pictures import is_picture
 
     files: list[Path] = []
-    for path in map(_existing, paths):
+    for path in map(existing, paths):
         files += sorted(p for p in path.rglob("*") if p.is_file() and is_picture(p)) if path.is_dir() else [path]
     if not files:
         raise UserError(f"no picture in {', '.join(paths)}")
@@ -62,21 +37,30 @@ def _picture_files(paths: Sequence[str]) -> list[Path]:
 
 def _batches(files: Sequence[Path], size: int, batch: int) -> Iterator[tuple[list[str], np.ndarray]]:
     """(names, uint8 [B, size, size, 3]) of the pictures that can be read; the others are named on stderr."""
-    from .pictures import PictureError, fit, read_picture
+    from .pictures import fit
 
-    names, pictures, bad = [], [], 0
-    for file in files:
-        try:
-            pictures.append(fit(read_picture(file), size))
-            names.append(str(file))
-        except PictureError as error:
-            bad += 1
-            print(f"skipped: {error}", file=sys.stderr)
+    names, pictures = [], []
+    for name, picture in _readable(files):
+        names.append(name)
+        pictures.append(fit(picture, size))
         if len(pictures) == batch:
             yield names, np.stack(pictures)
             names, pictures = [], []
     if pictures:
         yield names, np.stack(pictures)
+
+
+def _readable(files: Sequence[Path]) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, picture) of those that can be read; the others are named on stderr. UserError where there is none."""
+    from .pictures import PictureError, read_picture
+
+    bad = 0
+    for file in files:
+        try:
+            yield str(file), read_picture(file)
+        except PictureError as error:
+            bad += 1
+            print(f"skipped: {error}", file=sys.stderr)
     if bad:
         print(f"{bad} of {len(files)} pictures skipped", file=sys.stderr)
     if bad == len(files):
@@ -86,65 +70,46 @@ def _batches(files: Sequence[Path], size: int, batch: int) -> Iterator[tuple[lis
 # Verbs -------------------------------------------------------------------------------------------------------------
 
 
-def encode(args: argparse.Namespace) -> None:
-    """Turn pictures into ids: one .npz with `ids` int32 [pictures, N], `names`, `height`, `width` (of the grid), `fingerprint`.
+def _loaded(folder: str) -> Any:
+    """The tokenizer of a command that computes with it."""
+    from .api import load
+    from .cache import use_compilation_cache
 
-    A picture is scaled and cropped to a square. Pictures that cannot be read are named and left out.
+    use_compilation_cache()
+    return load(folder)
+
+
+def encode(args: argparse.Namespace) -> None:
+    """Turn a folder of pictures into token shards, of any number, a few in memory at a time.
+
+    The folder has metadata.jsonl with file_name and captions, or one folder a class, or just pictures. Where the tokenizer
+    takes other shapes than the square, pictures keep theirs but for a margin; --square takes the middle square of each, which
+    `mmgen train` needs unless all have one shape. Pictures that cannot be read are named and left out. A run that was
+    stopped goes on when it is started again.
 
     example:
-      mmgen-tokenizers encode photos/ --tokenizer models/vq16 --out codes.npz
+      mmgen-tokenizers encode photos/ --tokenizer models/vq16 --out codes/
     """
-    from .api import load
+    from .shards import ShardReader
+    from .streaming import encode_folder
 
-    tokenizer = load(args.tokenizer)
-    size = args.size or tokenizer.config.image_size
-    layout = tokenizer.layout_for(size, size)
-    names, ids = [], []
-    for part, pictures in _batches(_picture_files(args.pictures), size, args.batch):
-        names += part
-        ids.append(tokenizer.encode(pictures))
-        print(f"\r{len(names)} pictures", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    arrays = {"ids": np.concatenate(ids), "names": np.array(names), "height": layout.height, "width": layout.width}
-    _save_npz(args.out, arrays | {"fingerprint": np.array(tokenizer.fingerprint)})
-    print(f"wrote {args.out}: ids {list(arrays['ids'].shape)}, {layout.codebook_size} codes")
+    tokenizer = _loaded(args.tokenizer)
+    count, skipped = encode_folder(tokenizer, args.folder, args.out, args.size, args.square, args.caption, args.batch)
+    reader = ShardReader(args.out)
+    shape = "several shapes (`mmgen train` takes one: --square)" if reader.mixed else str(reader.layout)
+    note = f"; {skipped} skipped that cannot be read" if skipped else ""
+    print(f"wrote {args.out}: {count} pictures, {shape}{note}")
 
 
 def decode(args: argparse.Namespace) -> None:
-    """Turn ids back into pictures: one PNG each, named as the pictures were.
-
-    CODES.npz is what `encode` wrote, or any .npz with `ids` [pictures, N] (and `height`, `width` of a grid
-    that is not square).
+    """Turn token shards back into pictures: one PNG each, named by its number and as the picture was.
 
     example:
-      mmgen-tokenizers decode codes.npz --tokenizer models/vq16 --out pictures/
+      mmgen-tokenizers decode codes/ --tokenizer models/vq16 --out pictures/
     """
-    from .api import load
-    from .pictures import write_png
+    from .streaming import decode_shards
 
-    tokenizer, codes = load(args.tokenizer), _load_npz(args.codes)
-    made_by = str(codes.get("fingerprint", tokenizer.fingerprint))
-    if made_by != tokenizer.fingerprint:
-        raise UserError(
-            f"{args.codes} was made by another tokenizer ({made_by}) than {args.tokenizer} ({tokenizer.fingerprint})"
-        )
-    layout = None
-    if "height" in codes and "width" in codes:
-        layout = _layout_of(tokenizer, int(codes["height"]), int(codes["width"]))
-    ids = codes["ids"]
-    stems = [Path(str(name)).stem for name in codes["names"]] if "names" in codes else [""] * len(ids)
-    for start in range(0, len(ids), args.batch):
-        for i, picture in enumerate(tokenizer.decode(ids[start : start + args.batch], layout), start):
-            write_png(Path(args.out) / f"{i:05d}{'_' if stems[i] else ''}{stems[i]}.png", picture)
-    print(f"wrote {len(ids)} pictures to {args.out}")
-
-
-def _layout_of(tokenizer: Any, height: int, width: int) -> Any:
-    """The layout that has so many rows and columns of ids."""
-    here = tokenizer.layout
-    factor = tokenizer.config.image_size // here.height
-    same = (height, width) == (here.height, here.width)
-    return here if same else tokenizer.layout_for(height * factor, width * factor)
+    print(f"wrote {decode_shards(_loaded(args.tokenizer), existing(args.codes), args.out, args.batch)} pictures to {args.out}")
 
 
 def reconstruct(args: argparse.Namespace) -> None:
@@ -153,11 +118,10 @@ def reconstruct(args: argparse.Namespace) -> None:
     example:
       mmgen-tokenizers reconstruct photo.jpg emoji/ --tokenizer models/vq16 --out grid.png
     """
-    from .api import load
     from .metrics import psnr, ssim
     from .pictures import grid, to_float, to_uint8, with_caption, write_png
 
-    tokenizer = load(args.tokenizer)
+    tokenizer = _loaded(args.tokenizer)
     size = args.size or tokenizer.config.image_size
     layout = tokenizer.layout_for(size, size)
     cards, scores = [], []
@@ -180,23 +144,59 @@ def convert(args: argparse.Namespace) -> None:
     """Convert published weights (safetensors, .pt, .pth, .ckpt, .bin: torch is not needed, nothing in the file is run).
 
     `mmgen-tokenizers list` names the families. The weights say most of the configuration; --config takes the reference's own
-    keys for the rest.
+    keys for the rest, says which of them it ignores, and refuses those that the family does not know. --check compares with
+    what the reference's layers gave for a picture, names the first that diverges and then writes nothing; what the .npz holds
+    stands in the README, under "How to add one".
 
     example:
       mmgen-tokenizers convert llamagen-vq vq_ds16_c2i.pt --out models/vq16
     """
     from .api import convert as convert_checkpoint
 
-    config = None
-    if args.config:
-        try:
-            config = json.loads(_existing(args.config).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{args.config} is not JSON: {error}") from None
-        if not isinstance(config, dict):
-            raise UserError(f"{args.config} must hold a JSON object")
-    tokenizer = convert_checkpoint(args.family, _existing(args.checkpoint), args.out, config)
+    tokenizer = convert_checkpoint(args.family, existing(args.checkpoint), config=json_object(args.config))
+    if args.check:
+        from .pretrained.check import explain, table_of
+
+        print(explain(tokenizer, table_of(tokenizer), existing(args.check)))
+    tokenizer.save(args.out)
     print(f"wrote {args.out}: {_summary(tokenizer)}")
+
+
+def pixels(args: argparse.Namespace) -> None:
+    """Make the tokenizer whose tokens are the pixels themselves, for exact bits per dimension: nothing to train.
+
+    Each pixel is three ids of 256 values; with --palette it is one of so many colours, chosen by the pictures of a folder.
+
+    example:
+      mmgen-tokenizers pixels --size 32 --palette 64 --pictures photos/ --out models/pixels
+    """
+    from .api import Tokenizer
+    from .families.pixels import Pixels, choose_palette
+
+    if (args.palette is None) != (args.pictures is None):
+        raise UserError("--palette and --pictures go together: so many colours, by the pictures of that folder")
+    palette = ()
+    if args.palette is not None:
+        files = _picture_files([args.pictures])
+        palette = choose_palette((picture for _, picture in _readable(files[:: -(-len(files) // SEEN)])), args.palette)
+    tokenizer = Tokenizer(Pixels(palette, args.size), {})
+    tokenizer.save(args.out)
+    print(f"wrote {args.out}: {_summary(tokenizer)}")
+
+
+def pull(args: argparse.Namespace) -> None:
+    """Fetch a file of published weights through huggingface_hub (extra `hub`): of one commit, resumable, checked by its hash.
+
+    The page of the file shows the commit and the SHA-256. Without --sha256 the hash of what came is printed, and noted in
+    pulled.json beside the file.
+
+    example:
+      mmgen-tokenizers pull FoundationVision/LlamaGen vq_ds16_c2i.pt --revision COMMIT --sha256 HASH --out weights
+    """
+    from .hub import pull as fetch
+
+    path, found = fetch(args.repo, args.file, args.out, args.revision, args.sha256)
+    print(f"wrote {path}: SHA-256 {found}, {'as asked for' if args.sha256 else 'unchecked but for what the server says'}")
 
 
 def info(args: argparse.Namespace) -> None:
@@ -224,42 +224,14 @@ def _summary(tokenizer: Any) -> str:
 
 
 def list_families(args: argparse.Namespace) -> None:
-    """List the families of published weights, their presets, and how far each conversion was verified.
+    """List the published tokenizers: those that `convert` reads, how far each conversion was verified, and those not yet.
 
     example:
       mmgen-tokenizers list
     """
-    from .pretrained import FAMILIES, PUBLISHED
+    from .pretrained.published import LEGEND, markdown, plain
 
-    print(f"families of `convert`: {', '.join(FAMILIES)}\n")
-    width = max(map(len, PUBLISHED)) + 2
-    print(f"{'weights':<{width}}{'family':<17}{'licence':<15}{'ids at 256 px':>13}{'codes':>8}{'rFID':>6}  verified by")
-    for name, (family, licence, ids, codes, fid, verified) in PUBLISHED.items():
-        published = "-" if fid is None else f"{fid:.2f}"
-        print(f"{name:<{width}}{family:<17}{licence:<15}{ids:>13}{codes:>8}{published:>6}  {verified}")
-
-
-def _save_npz(path: str, arrays: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    import io
-
-    from .files import write_atomically
-
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_atomically(path, buffer.getvalue())
-
-
-def _load_npz(path: str) -> dict[str, np.ndarray]:
-    try:
-        with np.load(_existing(path), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, AttributeError, zipfile.BadZipFile):
-        raise UserError(f"{path} is no .npz file") from None
-    if "ids" not in arrays or arrays["ids"].ndim not in (2, 3):
-        holds = ", ".join(arrays) or "nothing"
-        raise UserError(f"{path} has no array `ids` [pictures, N] or [pictures, N, groups]; it holds {holds}")
-    return arrays
+    print(markdown() if args.markdown else f"{plain()}\n\n{LEGEND}")
 
 
 # The command line --------------------------------------------------------------------------------------------------
@@ -269,50 +241,82 @@ VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
     "decode": decode,
     "reconstruct": reconstruct,
     "convert": convert,
+    "pixels": pixels,
+    "pull": pull,
     "info": info,
     "list": list_families,
 }
 
 
-def _arguments(verb: str, p: argparse.ArgumentParser) -> None:
-    if verb in ("encode", "reconstruct"):
+def parser(verb: str) -> Parser:
+    text = "\n".join(line.removeprefix("    ") for line in VERBS[verb].__doc__.strip().splitlines())
+    p = Parser(f"mmgen-tokenizers {verb}", text)
+    if verb == "reconstruct":
         p.add_argument("pictures", nargs="+", metavar="PICTURE", help="files or folders")
-        p.add_argument("--size", type=int, metavar="PIXELS", help="side of the square; the training resolution unless given")
+    if verb == "encode":
+        p.add_argument("folder", metavar="FOLDER", help="of pictures")
+        p.add_argument("--square", action="store_true", help="the middle square of each picture, whatever its shape")
+        p.add_argument("--caption", default="text", metavar="KEY", help="of the captions in metadata.jsonl (text)")
+    if verb in ("encode", "reconstruct"):
+        p.add_argument("--size", type=int, metavar="PIXELS", help="the shorter side; the training resolution unless given")
     if verb == "decode":
-        p.add_argument("codes", metavar="CODES.npz")
+        p.add_argument("codes", metavar="CODES", help="folder of token shards")
     if verb in ("encode", "decode", "reconstruct"):
         p.add_argument("--tokenizer", required=True, metavar="DIR", help="an exported or converted folder, or a run folder")
         p.add_argument("--batch", type=int, default=64, metavar="N", help="pictures in memory at a time (64)")
-        written = {"encode": "FILE.npz", "decode": "DIR", "reconstruct": "FILE.png"}[verb]
+        written = {"encode": "DIR", "decode": "DIR", "reconstruct": "FILE.png"}[verb]
         p.add_argument("--out", required=True, metavar=written)
     if verb == "convert":
         p.add_argument("family", metavar="FAMILY", help="for example llamagen-vq")
         p.add_argument("checkpoint", metavar="CHECKPOINT")
         p.add_argument("--out", required=True, metavar="DIR")
         p.add_argument("--config", metavar="FILE.json", help="the reference's own keys")
+        p.add_argument("--check", metavar="IO.npz", help="what the reference's layers gave")
+    if verb == "pull":
+        pull_arguments(p)
+    if verb == "pixels":
+        p.add_argument("--size", type=int, default=32, metavar="PIXELS", help="side of the pictures to train on (32)")
+        p.add_argument("--palette", type=int, metavar="N", help="colours, instead of 8 bits a channel")
+        p.add_argument("--pictures", metavar="FOLDER", help="that the colours are chosen by")
+        p.add_argument("--out", required=True, metavar="DIR")
+    if verb == "list":
+        p.add_argument("--markdown", action="store_true", help="as the table of the README")
     if verb == "info":
         p.add_argument("folder", metavar="DIR")
-
-
-def parser() -> Parser:
-    p = Parser("mmgen-tokenizers", description=DESCRIPTION, epilog=EXAMPLE)
-    verbs = p.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for name, function in VERBS.items():
-        text = "\n".join(line.removeprefix("    ") for line in function.__doc__.strip().splitlines())
-        sub = verbs.add_parser(name, help=text.splitlines()[0], description=text)
-        _arguments(name, sub)
-        sub.set_defaults(options=sorted(sub._option_string_actions))
     return p
+
+
+def pull_arguments(p: argparse.ArgumentParser) -> None:
+    """Those of `pull`, here and of mmgen."""
+    p.add_argument("repo", metavar="REPO", help="OWNER/NAME")
+    p.add_argument("file", metavar="FILE", help="its path in the repository")
+    p.add_argument("--revision", required=True, metavar="COMMIT", help="40 hexadecimal digits")
+    p.add_argument("--sha256", metavar="HASH", help="64 hexadecimal digits")
+    p.add_argument("--out", default=".", metavar="DIR", help="folder to write into (this one)")
+
+
+def usage() -> str:
+    verbs = "\n".join(f"  {name:<13}{function.__doc__.strip().splitlines()[0]}" for name, function in VERBS.items())
+    about = "mmgen-tokenizers VERB --help describes a verb, with an example."
+    return f"usage: mmgen-tokenizers VERB ...\n\n{DESCRIPTION}\n\n{verbs}\n\n{about}\n\n{EXAMPLE}"
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Runs one command line; every mistake of the user's is a UserError."""
+    verb, *rest = arguments or ["--help"]
+    if verb in ("-h", "--help", "help"):
+        print(usage())
+    elif verb not in VERBS:
+        raise UserError(f"there is no verb {verb!r}: mmgen-tokenizers {', '.join(VERBS)}.{nearest(verb, VERBS)}")
+    else:
+        VERBS[verb](parser(verb).parse_args(rest))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 for what the user can mend."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    plain_warnings()
     try:
-        if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
-            raise UserError(f"unknown verb {arguments[0]!r}; there are {', '.join(VERBS)}.{nearest(arguments[0], VERBS)}")
-        args = parser().parse_args(arguments)
-        VERBS[args.verb](args)
+        run(sys.argv[1:] if arguments is None else arguments)
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

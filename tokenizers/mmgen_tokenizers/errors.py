@@ -1,8 +1,11 @@
 """The one exception for what a user can cause, and the hint that goes with a mistyped name."""
 
+import contextlib
 import difflib
 import errno
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -18,6 +21,24 @@ def is_full_disk(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+@contextlib.contextmanager
+def full_disk(folder: Path) -> Iterator[None]:
+    """Turns "no space left", however it is wrapped, into one clear line."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not is_full_disk(error):
+            raise
+        raise UserError(
+            f"no space left on the disk of {folder}: what was complete is intact; free some and start the same command again"
+        ) from error
+
+
+def plain_warnings() -> None:
+    """For commands: a warning is for the user, one line without the place in our code."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

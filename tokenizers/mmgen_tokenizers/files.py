@@ -111,8 +111,25 @@ def _parts(flat: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     return parts
 
 
+def _part_names(folder: Path, stem: str, count: int) -> list[str]:
+    """Names that the present index does not use: its parts stay as they are until another index takes its place."""
+    index = folder / f"{stem}.safetensors.index.json"
+    used = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
+    first, second = ([f"{stem}-{tag}{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)] for tag in ("", "new-"))
+    return first if used.isdisjoint(first) else second
+
+
+def _remove_parts(folder: Path, stem: str, but: Sequence[str] = ()) -> None:
+    for part in folder.glob(f"{stem}-*-of-*.safetensors"):
+        if part.name not in but:
+            part.unlink()
+
+
 def save_arrays(folder: str | Path, params: Mapping[str, Any], stem: str = "model") -> None:
-    """Writes FOLDER/<stem>.safetensors; above 5 GB in parts, with an index of which part holds what, written last."""
+    """Writes FOLDER/<stem>.safetensors; above 5 GB in parts, with an index of which part holds what, written last.
+
+    What was there is replaced at one moment: a kill leaves the old arrays or the new ones.
+    """
     folder = Path(folder)
     flat = {name: np.asarray(value, order="C") for name, value in sorted(flatten(params).items())}
     index = folder / f"{stem}.safetensors.index.json"
@@ -120,14 +137,16 @@ def save_arrays(folder: str | Path, params: Mapping[str, Any], stem: str = "mode
     if len(parts) == 1:
         write_atomically(folder / f"{stem}.safetensors", save(flat))
         index.unlink(missing_ok=True)
+        _remove_parts(folder, stem)
         return
-    names = [f"{stem}-{i:05d}-of-{len(parts):05d}.safetensors" for i in range(1, len(parts) + 1)]
+    names = _part_names(folder, stem, len(parts))
     for name, part in zip(names, parts, strict=True):
         write_atomically(folder / name, save(part))
     where = {key: name for name, part in zip(names, parts, strict=True) for key in part}
     total = sum(array.nbytes for array in flat.values())
     write_atomically(index, json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=1).encode())
     (folder / f"{stem}.safetensors").unlink(missing_ok=True)
+    _remove_parts(folder, stem, but=names)
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -165,6 +184,18 @@ def _read_folder(folder: Path, stem: str = "model") -> dict[str, np.ndarray]:
 def load_arrays(folder: str | Path, stem: str = "model") -> dict[str, Any]:
     """Reads what `save_arrays` wrote into nested dicts of NumPy arrays. Raises `UserError` where there is none."""
     return unflatten(_read_folder(Path(folder), stem))
+
+
+def check_shapes(folder: str | Path, params: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raises `UserError` that names the first array of FOLDER/model.safetensors with another shape than `expected` (nested
+    dicts of what has one), or that only one side has."""
+    has, wants = ({name: list(leaf.shape) for name, leaf in flatten(tree).items()} for tree in (params, expected))
+    for name in sorted(has.keys() | wants.keys()):
+        found, needed = (shapes.get(name, "nothing") for shapes in (has, wants))
+        if found != needed:
+            raise UserError(
+                f"{folder}/model.safetensors: {name} is {found}, config.json asks for {needed}: they do not belong together"
+            )
 
 
 def _state_dict(content: Any) -> Any:
@@ -248,6 +279,12 @@ def _matcher(rows: Sequence[Row], back: bool):
         return None
 
     return match
+
+
+def find(rows: Sequence[Row], name: str) -> str | None:
+    """Our name of a published tensor; None where no row knows it, "" where it is not used."""
+    found = _matcher(rows, False)(name)
+    return found and found[0]
 
 
 def _listed(what: str, names: Sequence[str], limit: int = 6) -> str:

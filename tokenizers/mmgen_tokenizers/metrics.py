@@ -4,10 +4,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .quantizers.vq import usage_metrics as codebook_usage
-
-__all__ = ["codebook_usage", "psnr", "ssim"]
-
 
 def psnr(a: Float[Array, "B H W 3"], b: Float[Array, "B H W 3"]) -> Float[Array, "B"]:
     """Peak signal-to-noise ratio in dB of each picture; pictures in [-1, 1], so the peak is 2. At most 100 dB."""

@@ -157,6 +157,15 @@ def center_crop(picture: Picture, size: int) -> Picture:
     return picture[top : top + size, left : left + size]
 
 
+def cover(picture: Picture, height: int, width: int) -> Picture:
+    """The middle of the picture in the aspect of `height` x `width`, scaled to it with antialiasing; nothing is stretched."""
+    rows, columns = picture.shape[:2]
+    wide, high = min(columns, rows * width / height), min(rows, columns * height / width)
+    left, top = (columns - wide) / 2, (rows - high) / 2
+    box = (left, top, left + wide, top + high)
+    return np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS, box))
+
+
 def fit(
     picture: Picture,
     size: int,
@@ -180,7 +189,7 @@ def fit(
     return np.ascontiguousarray(picture)
 
 
-def ten_crop(picture: Picture, size: int, margin: float = 1.1) -> UInt8[np.ndarray, "10 size size 3"]:
+def ten_crop(picture: Picture, size: int, margin: float) -> UInt8[np.ndarray, "10 size size 3"]:
     """Four corners and the middle of the central square of margin x `size` pixels, and the same five of its mirror image.
 
     The crops that LlamaGen (arXiv 2406.06525) and RAR (arXiv 2411.00776) train on; theirs use margins 1.1 and 1.05.

@@ -1,13 +1,13 @@
 """Token shards: a data set of pictures that a tokenizer has already turned into ids.
 
 A folder with `manifest.json` and files `shard-00000.array_record`, ... One record a picture: a line of JSON (label, caption,
-height, width, shape and type of the ids), a newline, and the ids as little-endian uint16 or uint32 [crops, N(, G)]. Several
-crops of one picture are several versions to train on. The manifest says which tokenizer wrote the ids, how they are
-arranged and how the pictures were cropped; it is written last, so a folder without one is not complete.
+height, width, name, grid, shape and type of the ids), a newline, and the ids as little-endian uint16 or uint32 [crops, N(, G)].
+Several crops of one picture are several versions to train on. The manifest says which tokenizer wrote the ids, how they are
+arranged and how the pictures were cropped; it is written last, so a folder without one is not complete. Where pictures have
+several shapes ("mixed" in the manifest), the rows and columns of each are its "grid".
 """
 
 import dataclasses
-import errno
 import hashlib
 import json
 import math
@@ -24,13 +24,15 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from jaxtyping import Int
 
+from .cache import cache_root
 from .configs import from_json
-from .errors import UserError, nearest
-from .files import write_atomically
+from .errors import UserError, full_disk, nearest
+from .files import read_json, write_atomically, write_json
 from .layout import TokenLayout
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+UNFINISHED = "unfinished.json"  # what a stopped run goes on from, until there is a manifest
 Crops = Literal["center", "ten", "random"]
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 
@@ -46,9 +48,12 @@ def _encode(ids: np.ndarray, about: Mapping[str, Any]) -> bytes:
     return json.dumps(header).encode() + b"\n" + ids.tobytes()  # JSON has no raw newline
 
 
+def _about(record: bytes) -> dict[str, Any]:
+    return json.loads(record[: record.index(b"\n")])
+
+
 def _decode(record: bytes) -> dict[str, Any]:
-    header, _, data = record.partition(b"\n")
-    about = json.loads(header)
+    about, data = _about(record), record[record.index(b"\n") + 1 :]
     ids = np.frombuffer(data, np.dtype(about.pop("dtype")).newbyteorder("<")).astype(np.int32)
     return {"ids": ids.reshape(about.pop("shape"))} | about
 
@@ -57,7 +62,10 @@ class ShardWriter:
     """Writes token shards; a context manager, which writes the manifest when its block ends without an error.
 
     `tokenizer` is the fingerprint of what made the ids; `crops` says how pictures were cropped: "center", "ten" (LlamaGen's
-    ten-crop) or "random"; `labels` are the names of the classes.
+    ten-crop) or "random"; `labels` are the names of the classes. `origin` says what the ids were made of, for the manifest.
+
+    With `resume` a run that was stopped goes on from its last `checkpoint`: `progress` is what that was told, else empty.
+    Raises UserError where the folder holds shards of something else.
     """
 
     def __init__(
@@ -68,13 +76,12 @@ class ShardWriter:
         crops: Crops = "center",
         labels: Sequence[str] | None = None,
         records_per_file: int = 1 << 16,
+        origin: Mapping[str, Any] | None = None,
+        resume: bool = False,
     ):
         self.folder = Path(folder)
         if (self.folder / MANIFEST).exists():
             raise UserError(f"{self.folder} already holds a {MANIFEST}: choose another folder or delete it")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in self.folder.glob("shard-*.array_record"):  # of a run that was stopped
-            unfinished.unlink()
         self.layout, self.records_per_file = layout, records_per_file
         self.dtype = np.dtype("<u2" if layout.codebook_size <= 1 << 16 else "<u4")
         self.files: list[dict[str, Any]] = []
@@ -84,8 +91,25 @@ class ShardWriter:
             "layout": dataclasses.asdict(layout),
             "crops": crops,
             "labels": list(labels) if labels is not None else None,
+            "origin": None if origin is None else dict(origin),
         }
+        self.progress: dict[str, Any] = {}
+        self._layouts: set[TokenLayout] = set()
+        if resume and (self.folder / UNFINISHED).exists():
+            self._continue(read_json(self.folder / UNFINISHED))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in self.folder.glob("shard-*.array_record"):  # of a run that was stopped
+            if unfinished.name not in {file["name"] for file in self.files}:
+                unfinished.unlink()
         self._writer: ArrayRecordWriter | None = None
+
+    def _continue(self, begun: Mapping[str, Any]) -> None:
+        if begun["about"] != json.loads(json.dumps(self.about)):
+            raise UserError(
+                f"{self.folder} was begun with another tokenizer, other pictures or other settings: delete it or choose another"
+            )
+        self.files, self.progress = begun["files"], begun["progress"]
+        self._layouts = {from_json(TokenLayout, layout) for layout in begun["layouts"]}
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -103,19 +127,39 @@ class ShardWriter:
         caption: str | None = None,
         height: int | None = None,
         width: int | None = None,
+        name: str | None = None,
+        layout: TokenLayout | None = None,
     ) -> None:
-        """Appends one picture: its ids in one or more crops, and its original height and width in pixels."""
-        ids = np.asarray(ids)
-        groups = (self.layout.groups,) if self.layout.groups > 1 else ()
-        if ids.ndim != 2 + len(groups) or ids.shape[1:] != (self.layout.sites, *groups) or not len(ids):
-            raise UserError(f"ids of shape {list(ids.shape)} are not [crops, {self.layout.sites}{', G' if groups else ''}]")
+        """Appends one picture: its ids in one or more crops, its original height and width in pixels, the name of its file.
+
+        `layout`: that of this picture, where it may differ from the others'.
+        """
+        ids, own = np.asarray(ids), layout or self.layout
+        groups = (own.groups,) if own.groups > 1 else ()
+        if ids.ndim != 2 + len(groups) or ids.shape[1:] != (own.sites, *groups) or not len(ids):
+            raise UserError(f"ids of shape {list(ids.shape)} are not [crops, {own.sites}{', G' if groups else ''}]")
         if ids.min() < 0 or ids.max() >= self.layout.codebook_size:
             raise UserError(f"ids {ids.min()}..{ids.max()} are outside of the codebook of {self.layout.codebook_size} codes")
         label = None if label is None else int(label)
-        record = _encode(ids.astype(self.dtype), {"label": label, "caption": caption, "height": height, "width": width})
-        with self._disk_errors():
-            self._file().write(record)
+        about = {"label": label, "caption": caption, "height": height, "width": width, "name": name}
+        about["grid"] = None if layout is None else (layout.height, layout.width)
+        with full_disk(self.folder):
+            self._file().write(_encode(ids.astype(self.dtype), about))
         self.files[-1]["count"] += 1
+        self._layouts.add(own)
+
+    @property
+    def count(self) -> int:
+        """Pictures so far."""
+        return sum(file["count"] for file in self.files)
+
+    def checkpoint(self, **progress: Any) -> None:
+        """From here a stopped run goes on: finishes the file, and notes what `progress` shall be then."""
+        self._close_file()
+        layouts = [dataclasses.asdict(layout) for layout in self._layouts]
+        write_json(
+            self.folder / UNFINISHED, {"about": self.about, "files": self.files, "layouts": layouts, "progress": progress}
+        )
 
     def _file(self) -> ArrayRecordWriter:
         if self._writer is None or self.files[-1]["count"] >= self.records_per_file:
@@ -128,31 +172,17 @@ class ShardWriter:
     def _close_file(self) -> None:
         if self._writer is not None:
             writer, self._writer = self._writer, None
-            with self._disk_errors():
+            with full_disk(self.folder):
                 writer.close()
-
-    def _disk_errors(self) -> "_DiskErrors":
-        return _DiskErrors(self.folder)
 
     def close(self) -> None:
         """Finishes the last file and writes the manifest."""
         self._close_file()
-        manifest = self.about | {"count": sum(file["count"] for file in self.files), "files": self.files}
+        mixed = len(self._layouts) > 1
+        layout = self.layout if mixed or not self._layouts else next(iter(self._layouts))
+        manifest = self.about | {"layout": dataclasses.asdict(layout), "mixed": mixed, "count": self.count, "files": self.files}
         write_atomically(self.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-
-
-class _DiskErrors:
-    """array_record reports a full disk as a RuntimeError or ValueError; here it becomes the OSError that it is."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, _) -> None:
-        if error is not None and not isinstance(error, OSError) and "No space left" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder)) from None
+        (self.folder / UNFINISHED).unlink(missing_ok=True)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -173,14 +203,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _cache_root() -> Path:
-    return Path(os.environ.get("MMGEN_CACHE", Path.home() / ".cache" / "mmgen"))
-
-
 def _copied(folder: Path, manifest: Mapping[str, Any]) -> Path:
     """The shards on the local disk: a copy named by the manifest's content and place, made once, whole or not at all."""
     key = hashlib.sha256(f"{folder.resolve()} {json.dumps(manifest, sort_keys=True)}".encode()).hexdigest()[:16]
-    target = _cache_root() / "shards" / key
+    target = cache_root() / "shards" / key
     if target.is_dir():
         return target
     temporary = target.with_name(f".{key}.{os.getpid()}")
@@ -199,9 +225,11 @@ def _copied(folder: Path, manifest: Mapping[str, Any]) -> Path:
 
 class ShardReader:
     """Random access to token shards: `reader[i]` is a dict with int32 "ids" [crops, N(, G)] and, where the picture had
-    them, "label", "caption", "height", "width".
+    them, "label", "caption", "height", "width", "name" and "grid".
 
-    `cache`: "ram" reads everything now; "disk" copies the files to MMGEN_CACHE (else ~/.cache/mmgen) first, for folders
+    `mixed`: pictures have several shapes; then "grid" has the rows and columns of each, and `layout` is of none in particular.
+
+    `cache`: "ram" reads everything now; "disk" copies the files to cache_root() (~/.cache/mmgen) first, for folders
     on object stores; None reads records where they lie. Safe to use from several threads.
     """
 
@@ -210,7 +238,7 @@ class ShardReader:
         self.manifest = _read_manifest(self.folder)
         self.layout = from_json(TokenLayout, self.manifest["layout"])
         self.tokenizer: str = self.manifest["tokenizer"]
-        self.crops: Crops = self.manifest["crops"]
+        self.mixed: bool = self.manifest.get("mixed", False)  # older shards never are
         labels = self.manifest["labels"]
         self.labels: tuple[str, ...] | None = None if labels is None else tuple(labels)
         place = _copied(self.folder, self.manifest) if cache == "disk" else self.folder
@@ -234,14 +262,21 @@ class ShardReader:
         return self.manifest["count"]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        return _decode(self._record(index))
+
+    def about(self, index: int) -> dict[str, Any]:
+        """What is known of a picture beside its ids: all that `reader[i]` has but those."""
+        return {name: value for name, value in _about(self._record(index)).items() if name not in ("shape", "dtype")}
+
+    def _record(self, index: int) -> bytes:
         if not 0 <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
         if self._records is not None:
-            return _decode(self._records[index])
+            return self._records[index]
         shard = bisect_right(self._ends, index)
         start = self._ends[shard - 1] if shard else 0
         with self._lock:
-            return _decode(self._readers[shard].read([index - start])[0])
+            return self._readers[shard].read([index - start])[0]
 
 
 # LlamaGen's codes --------------------------------------------------------------------------------------------------

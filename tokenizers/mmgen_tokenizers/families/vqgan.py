@@ -45,6 +45,11 @@ class VQGAN:
         if isinstance(self.network, ViT) and self.image_size != self.network.image_size:
             raise UserError(f"image_size {self.image_size} must be the network's, {self.network.image_size}: it knows no other")
 
+    @property
+    def factor(self) -> int | None:
+        """Pixels a token on a side; None where the network knows one size of pictures only."""
+        return self.network.factor if isinstance(self.network, CNN) else None
+
 
 class Forward(NamedTuple):
     """What a training step needs of one pass."""

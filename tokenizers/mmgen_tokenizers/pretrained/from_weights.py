@@ -4,7 +4,8 @@ Names and shapes say most of a configuration. What the user's `config` adds are 
 which are checked against the tensors.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ State = Mapping[str, np.ndarray]
 
 
 def settings(
-    family: str, config: Mapping[str, Any] | None, defaults: Mapping[str, Any], claims: Iterable[str], ignored: Iterable[str]
+    family: str, config: Mapping[str, Any] | None, defaults: Mapping[str, Any], claims: Iterable[str], ignored: Sequence[str]
 ) -> dict[str, Any]:
     """`defaults` overridden by the user's config, whose sections (taming's "ddconfig") are opened.
 
-    `claims` are keys that `agree` checks. Raises UserError at a key that is neither of these nor ignored.
+    `claims` are keys that `agree` checks. Warns of keys that are `ignored`, by name; raises UserError at any other.
     """
     known, given = {*defaults, *claims, *ignored}, {}
     for key, value in (config or {}).items():
@@ -33,6 +34,8 @@ def settings(
     for key in given:
         if key not in known:
             raise UserError(f"{family}: unknown config key {key!r}.{nearest(key, known)} Known: {', '.join(sorted(known))}")
+    if unused := [key for key in given if key in ignored]:
+        warnings.warn(f"{family} ignores the config keys {', '.join(unused)}", stacklevel=3)
     return {**defaults, **given}
 
 

@@ -8,7 +8,9 @@ the reference does in its evaluation.
   beta (0.25), use_entropy_loss (true), entropy_loss_weight (0.05), entropy_temperature (0.01)   used if training goes on
   taming's keys of the network and codebook   must be what the weights show
   sample_minimization_weight, batch_maximization_weight   must be 1
-Ignored: lossconfig (whose entropy_loss_weight is the one above), cosine_similarity, l2_normalize (as there), the optimizer's.
+Ignored: lossconfig (whose entropy_loss_weight is the one above), what taming.py ignores, cosine_similarity and l2_normalize (as
+there), stage, use_ema, learning_rate, min_learning_rate, resume_lr, lr_drop_epoch, lr_drop_rate, warmup_epochs, scheduler_type,
+gradient_clip_val.
 """
 
 from collections.abc import Mapping

@@ -39,6 +39,7 @@ DEFAULTS = {"resolution": 256, "groups": 1, "commitment_cost": 0.25, "entropy_lo
             "entropy_loss_temperature": 0.01, "entropy_gamma": 1.0}  # fmt: skip
 FIXED = {"num_channels": 3, "sample_with_conv": True, "quantizer_type": "lookup-free", "model_class": "vqgan+"}
 CLAIMS = ("token_size", "hidden_channels", "channel_mult", "num_resolutions", "num_res_blocks", *FIXED)
+IGNORED = ("codebook_size",)
 STAGES = "encoder.down."
 
 
@@ -58,7 +59,7 @@ def table(levels: int) -> list[Row]:
 
 def configure(config: Mapping[str, Any] | None, state: State) -> VQGAN:
     """The configuration that the weights show, completed from `config`, which must not contradict them."""
-    c = settings(FAMILY, config, DEFAULTS, CLAIMS, ("codebook_size",))
+    c = settings(FAMILY, config, DEFAULTS, CLAIMS, IGNORED)
     agree(FAMILY, c, FIXED)
     needed = ("encoder.mid.res_blocks.0.conv1.weight", f"{STAGES}0.down_conv.weight")
     flat = parameters(FAMILY, state, table(count(state, STAGES)), needed)

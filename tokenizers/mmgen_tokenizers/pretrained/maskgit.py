@@ -30,6 +30,7 @@ PRESETS = {
 DEFAULTS = {"resolution": 256, "commitment_cost": 0.25}
 CLAIMS = ("hidden_channels", "channel_mult", "num_resolutions", "num_res_blocks", "num_channels", "z_channels",
           "num_embeddings", "embedding_dim")  # fmt: skip
+IGNORED = ("dropout",)
 
 
 def table() -> list[Row]:
@@ -43,7 +44,7 @@ def table() -> list[Row]:
 
 def configure(config: Mapping[str, Any] | None, state: State) -> VQGAN:
     """The configuration that the weights show, completed from `config`, which must not contradict them."""
-    c = settings(FAMILY, config, DEFAULTS, CLAIMS, ("dropout",))
+    c = settings(FAMILY, config, DEFAULTS, CLAIMS, IGNORED)
     flat = parameters(FAMILY, state, table(), ("encoder.mid.0.conv1.weight", "quantize.embedding.weight"))
     net = network(flat, 0, shortcut="output", down="average")
     size, dim = flat["quantizer.codebook"].shape

@@ -10,7 +10,8 @@ model for 128 gives 1024 ids.
   sample_minimization_weight   must be 1
   ch, ch_mult, num_res_blocks, z_channels, n_embed, embed_dim, in_channels, out_ch, double_z   must be what the weights show
 Ignored: lossconfig (whose weights are those above), token_factorization, factorized_bits (its unequal groups serve its
-generator only), the optimizer's.
+generator only), stage, use_ema, learning_rate, resume_lr, lr_drop_epoch, scheduler_type, image_key, monitor, ckpt_path,
+ignore_keys, colorize_nlabels.
 """
 
 from collections.abc import Mapping

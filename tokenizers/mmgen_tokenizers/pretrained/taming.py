@@ -5,7 +5,8 @@
   beta (0.25), legacy (true)   used if training goes on; legacy puts beta on the codebook's loss instead of the commitment
   ch, ch_mult, num_res_blocks, attn_resolutions, z_channels, n_embed, embed_dim, in_channels, out_ch, double_z   must be
   what the weights show
-Ignored: lossconfig and what else plays no part in encoding and decoding. A codebook that was pruned (quantize.used) is refused.
+Ignored: lossconfig, dropout, monitor, image_key, ckpt_path, ignore_keys, colorize_nlabels, sane_index_shape. A codebook that
+was pruned (quantize.used) is refused.
 """
 
 from collections.abc import Mapping

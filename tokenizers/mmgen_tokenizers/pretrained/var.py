@@ -8,7 +8,8 @@ taming's network, with one projection for query, key and value, and 3 x 3 convol
   beta (0.25)   used if training goes on
   V, Cvae, ch, ch_mult, num_res_blocks, share_quant_resi   must be what the weights show
   using_znorm (false)   cannot be another
-Ignored: the keys of VAR's transformer. The buffer quantize.ema_vocab_hit_SV counts training's hits and is dropped.
+Ignored, for they are VAR's transformer's: num_classes, depth, embed_dim, num_heads, mlp_ratio, norm_eps, shared_aln,
+attn_l2_norm, cond_drop_rate. The buffer quantize.ema_vocab_hit_SV counts training's hits and is dropped.
 """
 
 from collections.abc import Mapping

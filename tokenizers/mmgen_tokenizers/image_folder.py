@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmgen_tokenizers.errors import UserError, nearest
-from mmgen_tokenizers.pictures import is_picture, read_picture
+from .errors import UserError, nearest
+from .pictures import is_picture, read_picture
 
 # Names that promise a picture. Whether they keep it shows when they are read: a broken .jpg is a damaged picture.
 SUFFIXES = frozenset(
@@ -29,18 +29,19 @@ class ImageFolderSource:
     - with pictures in sub-folders only: each top folder is a class, in alphabetical order;
     - any other folder of pictures, sub-folders included: neither captions nor labels.
     Hidden files are skipped. A file of a name that promises no picture counts when its content is one.
+    Captions may be missing, unless `captioned` says that every picture of the metadata needs one.
 
-    Raises `UserError` for a folder without pictures, metadata that cannot be read and captions that are missing;
-    `source[i]` raises `PictureError` for a picture that cannot be read.
+    Raises `UserError` for a folder without pictures, metadata that cannot be read and captions that are needed, or named,
+    and missing; `source[i]` raises `PictureError` for a picture that cannot be read.
     """
 
-    def __init__(self, folder: str | Path, caption: str = "text"):
+    def __init__(self, folder: str | Path, caption: str = "text", captioned: bool = False):
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise UserError(f"there is no folder {self.folder}.{nearest(self.folder.name, _siblings(self.folder))}")
         metadata = [self.folder / name for name in METADATA if (self.folder / name).is_file()]
         self.labels: tuple[str, ...] | None = None
-        rows = self._described(metadata[0], caption) if metadata else self._found()
+        rows = self._described(metadata[0], caption, captioned) if metadata else self._found()
         if not rows:
             raise UserError(f"there are no pictures in {self.folder}")
         self._rows = rows
@@ -52,18 +53,26 @@ class ImageFolderSource:
         row = dict(self._rows[index])
         return {"image": read_picture(self.folder / row.pop("file"))} | row
 
-    def _described(self, metadata: Path, caption: str) -> list[Row]:
+    def name(self, index: int) -> str:
+        """The path of a picture below the folder."""
+        return self._rows[index]["file"]
+
+    def caption(self, index: int) -> str | None:
+        return self._rows[index].get("text")
+
+    def _described(self, metadata: Path, caption: str, captioned: bool) -> list[Row]:
         described = list(_read_metadata(metadata))
         keys = {key for _, row in described for key in row}
-        has_text, has_label = caption in keys, "label" in keys
-        if not has_text and (caption != "text" or not has_label):
+        if caption not in keys and (captioned or caption != "text"):
             columns = ", ".join(sorted(keys - {"file_name"})) or "none"
             raise UserError(f"{metadata} has no captions named {caption!r} (it has: {columns}): name one of them as caption")
         rows = [{"file": row["file_name"]} for _, row in described]
-        if has_text:
-            for (where, row), out in zip(described, rows, strict=True):
-                out["text"] = _caption(row, caption, where)
-        if has_label:
+        for (where, row), out in zip(described, rows, strict=True):
+            if text := _caption(row.get(caption)):
+                out["text"] = text
+            elif captioned:
+                raise UserError(f"{where} gives no {caption!r} for {row['file_name']}: each picture needs a caption")
+        if "label" in keys:
             self.labels, values = _labels(described)
             for out, value in zip(rows, values, strict=True):
                 out["label"] = value
@@ -111,13 +120,11 @@ def _read_metadata(path: Path) -> Iterator[tuple[str, Row]]:
         raise UserError(f"{path} cannot be read as {path.suffix[1:]} in UTF-8: {error}") from None
 
 
-def _caption(row: Row, key: str, where: str) -> str:
-    value = row.get(key)
-    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-        value = ", ".join(value)  # tags
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{where} gives no {key!r} for {row['file_name']}: each picture needs a caption")
-    return value
+def _caption(value: Any) -> str | None:
+    """The text, or the tags put together; None for what says nothing."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        value = ", ".join(value)
+    return value if isinstance(value, str) and value.strip() else None
 
 
 def _labels(described: list[tuple[str, Row]]) -> tuple[tuple[str, ...], list[int]]:
