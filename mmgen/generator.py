@@ -23,14 +23,16 @@ from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.files import check_shapes, load_arrays, read_json, save_arrays, write_json
 
 from mmgen.decoding.autoregressive import Autoregressive, Request, Settings, decode_params
+from mmgen.decoding.choice import Choice, auto_window
+from mmgen.decoding.jacobi import INITS, Init, Jacobi, Start
 from mmgen.decoding.known import in_raster, with_known
 from mmgen.decoding.masked import MaskedRounds
+from mmgen.decoding.speculative import Speculative
 from mmgen.decoding.target import Filter, resolve
 from mmgen.model import transformer
 from mmgen.model.config import ClassCondition, FeatureCondition, GeneratorConfig, Masked, Sampling, TextCondition
 
 FORMAT = 1  # of config.json
-DECODERS = ("autoregressive",)
 ROWS = 256  # pictures decoded at once, at most
 
 
@@ -39,7 +41,7 @@ class Output(NamedTuple):
 
     tokens: Int[np.ndarray, "b n ..."]
     images: Float[np.ndarray, "b h w 3"] | None  # in [-1, 1]; None without a tokenizer
-    forwards: int  # of the transformer, one picture's worth
+    forwards: int  # of the transformer, until the last picture of a batch was done
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Generator:
         self.sampling, self.labels, self.weights = sampling, tuple(labels) if labels else None, weights
         self.dtype = jnp.dtype(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
         self._decoder = (MaskedRounds if isinstance(config.plan, Masked) else Autoregressive)(config, self.dtype)
+        self._decoders: dict = {}
         self._programs: dict = {}
 
     @property
@@ -143,7 +146,11 @@ class Generator:
         choice_temperature: float | None = None,
         known: Int[np.ndarray, "b n ..."] | None = None,
         known_mask: Bool[np.ndarray, "b n ..."] | None = None,
-        decoder: str = "autoregressive",
+        decoder: Literal["autoregressive", "jacobi", "speculative"] = "autoregressive",
+        window: int | Literal["auto"] | None = None,
+        init: Init | Int[np.ndarray, "b n ..."] | None = None,
+        coupling: Literal["gumbel", "maximal"] | None = None,
+        draft: "Generator | None" = None,
     ) -> Output:
         """Draw `num` pictures (1) for each label, prompt or row of features.
 
@@ -155,26 +162,35 @@ class Generator:
         `known` [B, N] (or [N], for all): tokens of a picture. Those where `known_mask` is true are kept, the others are drawn
         to fit (decoding/known.py says which plans can keep what); the null label is then allowed too.
 
-        Raises UserError for what does not fit the model.
+        `decoder` "jacobi" computes `window` sites a forward ("auto": as many as cost this device nothing), beginning from
+        `init`: copies of the "left" or "upper" neighbor, a draw from the last "law" or from all tokens ("uniform"), or tokens
+        [B, N] that may be near; "speculative" lets the generator `draft` guess them. Both give the tokens of
+        "autoregressive" (in float32) in fewer forwards; with `coupling` "maximal" other tokens of the same distribution, in
+        fewer still. Raises UserError for what does not fit the model.
         """
-        if decoder not in DECODERS:
-            raise UserError(f"decoder {decoder!r} is not one of {', '.join(DECODERS)}.{nearest(decoder, DECODERS)}")
-        batch = self._condition(labels, prompts, features, features_mask, null_allowed=known is not None)
-        batch = with_known(self.config, self._decoder.plan, batch, known, known_mask)
+        choice = Choice(decoder, window, init, coupling, draft)
+        models = (self,) if draft is None else (self, self._checked(draft))
         if (num := 1 if num is None else num) < 1:
             raise UserError(f"num {num} must be at least 1")
-        batch = {name: np.repeat(value, num, axis=0) for name, value in batch.items()}
-        times, choice = self._rounds(steps, choice_temperature)
+        if known is not None and decoder != "autoregressive":
+            raise UserError(f"decoder {decoder} keeps no known tokens: leave decoder out")
+        batches = [model._condition(labels, prompts, features, features_mask, known is not None) for model in models]
+        batches[0] = with_known(self.config, self._decoder.plan, batches[0], known, known_mask)
+        batches = [{name: np.repeat(value, num, axis=0) for name, value in batch.items()} for batch in batches]
+        times, own = self._rounds(steps, choice_temperature)
         which, settings = resolve(
             self.sampling, times, self.config.layout.codebook_size,
             guidance=guidance, guidance_schedule=guidance_schedule, temperature=temperature, top_k=top_k, top_p=top_p,
         )  # fmt: skip
-        key = jax.random.key(seed, impl="threefry2x32")
-        settings = Settings(**settings, **choice)
-        pieces = [self._chunk(piece, index, key, settings, which) for piece, index in self._chunks(batch, first_index)]
-        tokens = in_raster(self.config, batch, np.concatenate(pieces))
+        machine = self._machine(choice, _rows(batches[0]), which)
+        fixed = (jax.random.key(seed, impl="threefry2x32"), Settings(**settings, **own), which)
+        pieces = [
+            self._piece(machine, models, batches, choice.init, fill, first_index, *fixed)
+            for fill in self._pieces(machine, _rows(batches[0]))
+        ]
+        tokens = in_raster(self.config, batches[0], np.concatenate([tokens for tokens, _ in pieces]))
         images = None if self.tokenizer is None else np.asarray(self.tokenizer.decode(tokens, self.config.layout))
-        return Output(tokens, images, times)
+        return Output(tokens, images, max(forwards for _, forwards in pieces))
 
     def _rounds(self, steps: int | None, choice_temperature: float | None) -> tuple[int, dict[str, np.float32]]:
         """How many steps decoding takes, and what only masked plans have."""
@@ -187,41 +203,95 @@ class Generator:
             raise UserError("steps and choice_temperature are settings of masked models; this one's order says its steps")
         return self._decoder.plan.times, {}
 
-    def _chunks(self, batch: dict, first_index: int) -> Iterator[tuple[dict, np.ndarray]]:
-        """Pieces that fit in memory."""
-        rows, most = _rows(batch), self.rows_at_once
-        for start in range(0, rows, most):
-            piece = {name: value[start : start + most] for name, value in batch.items()}
-            yield piece, first_index + start + np.arange(_rows(piece))
+    def _pieces(self, machine: Autoregressive, rows: int) -> Iterator[np.ndarray]:
+        """Row numbers of pieces that fit in memory."""
+        most = min(self.rows_at_once, self._fitting(machine))
+        for first in range(0, rows, most):
+            yield np.arange(first, min(first + most, rows))
 
     @property
     def rows_at_once(self) -> int:
+        """How many pictures plain decoding draws at once."""
+        return self._fitting(self._decoder)
+
+    def _fitting(self, machine: Autoregressive) -> int:
         """A power of two, so that caches and logits take about a quarter of an accelerator's memory, or 2 GiB of a CPU's."""
         stats = jax.local_devices()[0].memory_stats() or {}
         budget = stats["bytes_limit"] // 4 if "bytes_limit" in stats else 2 << 30
-        return min(ROWS, 1 << max(0, int(np.log2(max(1, budget // self._decoder.row_bytes())))))
+        return min(ROWS, 1 << max(0, int(np.log2(max(1, budget // machine.row_bytes())))))
 
-    def _chunk(self, batch: dict, index: np.ndarray, key, settings: Settings, which: Filter) -> Int[np.ndarray, "b n ..."]:
-        """Rows are filled up to a power of two: few sizes are ever compiled."""
-        rows = len(index)
-        size = 1 << (rows - 1).bit_length()
-        fill = np.minimum(np.arange(size), rows - 1)
-        batch = {name: value[fill] for name, value in batch.items()}
-        if which.guided:
-            null = self._null(batch)
-            batch = {name: np.concatenate([value, null.get(name, value)]) for name, value in batch.items()}
-        run = self._program(which)
-        return np.asarray(run(self._decode_params, batch, index[fill].astype(np.uint32), key, settings))[:rows]
+    def _piece(
+        self, machine: Autoregressive, models, batches, init, rows: np.ndarray, first_index: int, key, settings, which: Filter
+    ) -> tuple[Int[np.ndarray, "b n ..."], int]:
+        """Tokens and forwards. Rows are filled up to a power of two: few sizes are ever compiled."""
+        fill = rows[np.minimum(np.arange(1 << (len(rows) - 1).bit_length()), len(rows) - 1)]
+        given = [
+            (model._decode_params, model._pairs({name: value[fill] for name, value in batch.items()}, which))
+            for model, batch in zip(models, batches, strict=True)
+        ]
+        extra = (self._start(init, fill),) if isinstance(machine, Jacobi) else ()
+        run = self._program(machine, which)
+        tokens, forwards = run(given, (first_index + fill).astype(np.uint32), key, settings, extra)
+        return np.asarray(tokens)[: len(rows)], int(forwards)
 
-    def _program(self, which: Filter):
-        if which not in self._programs:
+    def _pairs(self, batch: dict, which: Filter) -> dict[str, np.ndarray]:
+        """With the null condition of guidance behind."""
+        if not which.guided:
+            return batch
+        null = self._null(batch)
+        return {name: np.concatenate([value, null.get(name, value)]) for name, value in batch.items()}
 
-            def run(params, batch, index, key, settings):
+    def _program(self, machine: Autoregressive, which: Filter):
+        if (machine, which) not in self._programs:
+
+            def run(given, index, key, settings, extra):
+                requests = [Request(params, batch, index, key, settings, which) for params, batch in given]
                 with self._precision:
-                    return self._decoder.decode(Request(params, batch, index, key, settings, which))[0]
+                    return machine.decode(*requests, *extra)
 
-            self._programs[which] = jax.jit(run)
-        return self._programs[which]
+            self._programs[machine, which] = jax.jit(run)
+        return self._programs[machine, which]
+
+    # Decoders -------------------------------------------------------------------------------------------------------
+
+    def _machine(self, choice: Choice, rows: int, which: Filter) -> Autoregressive:
+        """The decoder of a choice: one object, so that its program is compiled once."""
+        if choice.decoder == "autoregressive":
+            return self._decoder
+        window = choice.window or "auto"
+        if window == "auto":
+            rows = min(rows, self.rows_at_once) * (1 + which.guided)
+            window = auto_window(self.config, self._decode_params, rows, self.dtype.itemsize)
+        draft = () if choice.draft is None else (choice.draft.config, choice.draft.dtype)
+        kind, sizes = Speculative if draft else Jacobi, (*draft, int(window), choice.coupling or "gumbel")
+        if sizes not in self._decoders:
+            self._decoders[sizes] = kind(self.config, self.dtype, *sizes)
+        return self._decoders[sizes]
+
+    def _start(self, init: Init | Int[np.ndarray, "b n ..."] | None, rows: np.ndarray) -> Start:
+        layout = self.config.layout
+        shape = (layout.sites, *([layout.groups] if layout.groups > 1 else []))
+        if init is None or isinstance(init, str):
+            return Start(np.int32(INITS.index(init or "law")), np.zeros((len(rows), *shape), np.int32))
+        init = np.asarray(init, np.int32)
+        if init.shape[1:] != shape or len(init) <= rows.max():
+            raise UserError(f"init has shape {init.shape}; give tokens {(int(rows.max()) + 1, *shape)}, a row for each picture")
+        if init.min() < 0 or init.max() >= layout.codebook_size:
+            raise UserError(f"init must hold tokens in 0 .. {layout.codebook_size - 1}; found {init.min()} .. {init.max()}")
+        return Start(np.int32(len(INITS)), init[rows])
+
+    def _checked(self, draft: "Generator") -> "Generator":
+        """A draft must speak of the same tokens."""
+        if draft.config.layout != self.config.layout:
+            raise UserError(
+                f"the draft predicts {draft.config.layout}, this generator {self.config.layout}: take a draft of the same"
+            )
+        prints = [model.tokenizer.fingerprint for model in (self, draft) if model.tokenizer is not None]
+        if len(set(prints)) > 1:
+            raise UserError(
+                f"the draft has another tokenizer ({prints[1]}) than this generator ({prints[0]}): train both with one"
+            )
+        return draft
 
     @functools.cached_property
     def _decode_params(self) -> dict:

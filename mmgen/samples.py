@@ -44,24 +44,27 @@ def sample(
     tokens: str | None = None,
     npz: str | None = None,
     dtype: str | None = None,
+    draft: str | Path | None = None,
     **settings,
 ) -> list[Path]:
     """Draws `num` pictures for each prompt or label with the generator in a folder and returns the files written.
 
     `out`: FILE.png (a grid) or a folder (a file a picture), with a JSON of what was drawn beside; `tokens`: a file with
     int32 "tokens" [N, sites]; `npz`: a file with uint8 "arr_0" [N, H, W, 3]. `settings` go to `Generator.generate`,
-    `dtype` to `mmgen.load`.
+    `dtype` to `mmgen.load`; `draft` is the folder of the generator that speculative decoding drafts with.
     """
     start = time.perf_counter()
     generator = load(folder, dtype)
     rows = conditions(generator, prompts, labels, num)
     out = "samples.png" if out is None and npz is None and tokens is None else out
     check_outputs(generator, len(rows.values), out, tokens, npz)
-    about = {"model": str(folder), "seed": seed, "settings": {k: v for k, v in settings.items() if v is not None}}
+    settings = {k: v for k, v in settings.items() if v is not None}
+    about = {"model": str(folder), "seed": seed, "settings": settings | ({"draft": str(draft)} if draft else {})}
+    settings |= {"draft": load(draft, dtype)} if draft else {}
     with contextlib.ExitStack() as stack:
         counter = stack.enter_context(Counter(len(rows.values), "pictures"))
         sinks = [stack.enter_context(sink) for sink in outputs(rows, about, out, tokens, npz)]
-        step = generator.rows_at_once
+        step, forwards = generator.rows_at_once, 0
         for first in range(0, len(rows.values), step):
             piece = rows.values[first : first + step]
             made = generator.generate(**{rows.name: piece}, seed=seed, first_index=first, **settings)
@@ -69,8 +72,10 @@ def sample(
             for sink in sinks:
                 sink.add(first, made.tokens, pictures)
             counter.add(len(piece))
+            forwards = max(forwards, made.forwards)
     files = [sink.path for sink in sinks]
-    print(f"{len(rows.values)} pictures in {time.perf_counter() - start:.1f} s: {', '.join(map(str, files))}")
+    work = f"{forwards} forwards for {generator.config.layout.sites} sites"
+    print(f"{len(rows.values)} pictures in {time.perf_counter() - start:.1f} s, {work}: {', '.join(map(str, files))}")
     return files
 
 

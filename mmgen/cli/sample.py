@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from mmgen.cli.parsing import Parser, existing
 
 SETTINGS = ("guidance", "guidance_schedule", "temperature", "top_k", "top_p", "steps", "choice_temperature")
+DECODING = ("decoder", "window", "init", "coupling")
 
 
 def parser() -> Parser:
@@ -26,6 +27,11 @@ def parser() -> Parser:
     what.add_argument("--label", action="append", nargs="+", metavar="K", help="a class by number or name; several are allowed")
     p.add_argument("-n", "--num", type=int, metavar="N", help="pictures for each prompt or label, or in all (default: 1)")
     add_settings(p)
+    p.add_argument("--decoder", metavar="NAME", help="autoregressive; or the same in fewer forwards: jacobi, speculative")
+    p.add_argument("--window", type=_window, metavar="W", help="sites a forward computes: a number or auto (default: auto)")
+    p.add_argument("--init", metavar="NAME", help="what jacobi begins from: left, upper, law or uniform (default: law)")
+    p.add_argument("--coupling", metavar="NAME", help="maximal: fewer forwards, other pictures of the same distribution")
+    p.add_argument("--draft", metavar="DIR", help="a smaller generator of the same tokenizer, for --decoder speculative")
     p.add_argument("--out", metavar="FILE.png|DIR", help="one grid, or one file a picture (default: samples.png)")
     p.add_argument("--tokens", metavar="FILE.npz", help="also write the token ids, int32 [N, sites]")
     p.add_argument("--npz", metavar="FILE", help="write all pictures as one uint8 array")
@@ -54,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
     from mmgen import samples
 
     use_compilation_cache()
-    settings = {name: getattr(args, name) for name in SETTINGS}
+    settings = {name: getattr(args, name) for name in SETTINGS + DECODING}
     samples.sample(
         args.run,
         prompts=samples.read_prompts(existing(args.prompts)) if args.prompts else _flat(args.prompt),
@@ -65,8 +71,13 @@ def main(arguments: Sequence[str]) -> None:
         tokens=args.tokens,
         npz=args.npz,
         dtype=args.dtype,
+        draft=existing(args.draft) if args.draft else None,
         **settings | {"guidance_schedule": samples.schedule(args.guidance_schedule)},
     )
+
+
+def _window(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdigit() else text
 
 
 def _flat(lists: list[list[str]] | None) -> list[str] | None:

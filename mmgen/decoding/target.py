@@ -29,7 +29,7 @@ class Filter:
 def target(
     conditional: Float[Array, "*e v"],
     unconditional: Float[Array, "*e v"] | None,
-    guidance: Float[Array, ""],
+    guidance: Float[Array, "*#e #v"],
     temperature: Float[Array, ""],
     top_p: Float[Array, ""],
     which: Filter,

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mmgen.model.config import GeneratorConfig
 
@@ -16,13 +16,18 @@ def empty_cache(c: GeneratorConfig, rows: int, slots: int, dtype: jnp.dtype) -> 
 
 
 def write(
-    layer: tuple[Array, Array], k: Float[Array, "r f g k"], v: Float[Array, "r f g k"], start: Array
+    layer: tuple[Array, Array], k: Float[Array, "r f g k"], v: Float[Array, "r f g k"], start: Int[Array, "*r"]
 ) -> tuple[Array, Array]:
-    """Slots start .. start + F of one layer. The buffers must have room: XLA would clamp a start that is too large."""
-    return tuple(
-        jax.lax.dynamic_update_slice(buffer, new.transpose(0, 2, 1, 3).astype(buffer.dtype), (0, 0, start, 0))
-        for buffer, new in zip(layer, (k, v), strict=True)
-    )
+    """Slots start .. start + F of one layer, `start` the same for all rows or [R]. The buffers must have room: XLA would clamp
+    a start that is too large."""
+
+    def put(buffer, new):
+        new = new.transpose(0, 2, 1, 3).astype(buffer.dtype)
+        if jnp.ndim(start) == 0:  # one update; rows at places of their own take a scatter
+            return jax.lax.dynamic_update_slice(buffer, new, (0, 0, start, 0))
+        return jax.vmap(lambda row, piece, first: jax.lax.dynamic_update_slice(row, piece, (0, first, 0)))(buffer, new, start)
+
+    return tuple(put(buffer, new) for buffer, new in zip(layer, (k, v), strict=True))
 
 
 def bytes_per_row(c: GeneratorConfig, slots: int, itemsize: int) -> int:

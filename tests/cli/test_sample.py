@@ -77,6 +77,16 @@ def test_settings_reach_the_model(class_folder, tmp_path):
     assert settings == {"guidance": 3, "guidance_schedule": ["power_cosine", 2], "temperature": 0.7, "top_k": 1}
 
 
+def test_parallel_decoders_draw_the_same_pictures(class_folder, tmp_path, capsys):
+    ids = []
+    for flags in ("", "--decoder jacobi --window 3 --init upper", f"--decoder speculative --window 4 --draft {class_folder}"):
+        sample(class_folder, "--label", 1, "-n", 3, "--temperature", 9, *flags.split(), "--tokens", tmp_path / "t.npz")
+        ids.append(np.load(tmp_path / "t.npz")["tokens"])
+        np.testing.assert_array_equal(ids[-1], ids[0])
+    assert "2 forwards for 4 sites" in capsys.readouterr().out.splitlines()[-1]
+    assert len(np.unique(ids[0])) > 3
+
+
 def test_a_stopped_job_leaves_no_half_array(class_folder, tmp_path, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
@@ -98,6 +108,9 @@ def test_a_stopped_job_leaves_no_half_array(class_folder, tmp_path, monkeypatch)
         (["--guidance-schedule", "liner"], "Did you mean 'linear'?"),
         (["--guidance-schedule", "power_cosine:x"], "write power_cosine:P with a number P"),
         (["--temperature", "-1"], "temperature -1.0 must be positive"),
+        (["--decoder", "jacobi", "--window", "1"], "window 1 must be 2 or more"),
+        (["--window", "4"], "window is a setting of decoder 'jacobi' or 'speculative', not of 'autoregressive'"),
+        (["--decoder", "speculative"], "needs a draft"),
     ],
 )
 def test_mistakes(class_folder, capsys, tmp_path, monkeypatch, arguments, message):

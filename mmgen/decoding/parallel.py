@@ -1,0 +1,83 @@
+"""The loop of parallel decoders: guess W - 1 sites ahead, compute all of them in one forward, keep what holds.
+
+A site is final once every token before it is, and was what its slot read. Rows go on at their own pace.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from mmgen.decoding.autoregressive import Request
+from mmgen.decoding.coupling import agreed, maximal
+from mmgen.decoding.target import noise
+from mmgen.decoding.window import Windowed, at, put
+from mmgen.model.config import GeneratorConfig
+from mmgen.model.heads import choose
+from mmgen.model.kv_cache import Cache
+
+
+class Static(NamedTuple):
+    """What `open` computed for all forwards."""
+
+    valid: Bool[Array, "r z"]
+    noise: Float[Array, "b n ..."]  # of all sites: every window reads it again, and drawing it costs more than reading it
+
+
+class State(NamedTuple):
+    tokens: Int[Array, "b m ..."]  # M = N + W columns: final tokens, then drafts
+    final: Int[Array, "b"]  # so many tokens of each row are final
+    cache: Cache
+    forwards: Int[Array, ""]
+    memory: Any  # what the decoder drafts from
+
+
+class Parallel(Windowed):
+    """`coupling`: "gumbel" draws site s by the noise of site s whatever the draft, so that tokens are those of plain decoding;
+    "maximal" keeps more drafts, and gives tokens of the same distribution."""
+
+    def __init__(self, c: GeneratorConfig, dtype: jnp.dtype, window: int, coupling: str):
+        super().__init__(c, dtype, window)
+        self.coupling = coupling
+        layout = c.layout
+        self.shape = (*([layout.groups] if layout.groups > 1 else []), layout.codebook_size)  # of a site's scores
+
+    def row_bytes(self) -> int:
+        """With the noise of all sites, and the scores of a window."""
+        layout = self.config.layout
+        return super().row_bytes() + (4 * layout.sites + 32 * self.window) * layout.groups * layout.codebook_size
+
+    def open(self, r: Request) -> tuple[Static, State]:
+        """The first forward."""
+        carry, N = self.begin(r), self.plan.sites
+        tokens = jnp.pad(carry.tokens[:, :1], [(0, 0), (0, N + self.window - 1)] + [(0, 0)] * (carry.tokens.ndim - 2))
+        table = jax.lax.map(lambda site: noise(r.key, r.index, site[None], self.shape)[:, 0], jnp.arange(N))
+        state = State(tokens, jnp.ones(len(tokens), jnp.int32), carry.cache, jnp.int32(1), None)
+        return Static(carry.valid, jnp.moveaxis(table, 0, 1)), state
+
+    def run(self, step, state: State) -> tuple[Int[Array, "b n ..."], Int[Array, ""]]:
+        """Tokens and the number of forwards, once all rows are done."""
+        N = self.plan.sites
+        state = jax.lax.while_loop(lambda s: jnp.any(s.final < N), step, state)
+        return state.tokens[:, :N], state.forwards
+
+    def verify(
+        self, r: Request, fixed: Static, s: State, drafts: Int[Array, "b w-1 ..."], law: Float[Array, "b w-1 ..."] | None
+    ) -> tuple[State, Float[Array, "b w ..."], Float[Array, "b w ..."] | None]:
+        """One forward over the drafts of the sites that come next -> the state behind it, the scores of these sites and of one
+        more, and (maximal coupling) the laws that their tokens now have."""
+        N, site = self.plan.sites, s.final[:, None] + jnp.arange(self.window)
+        tokens = put(s.tokens, s.final, drafts)
+        scores, cache = self.scores(r, tokens, s.final, fixed.valid, s.cache)
+        if self.coupling == "gumbel":
+            new, p = choose(scores, at(fixed.noise, site)), None
+        else:
+            new, p = maximal(scores, drafts, law, self.fresh_noise(r, s.forwards))
+        final = jnp.minimum(s.final + 1 + agreed(new, drafts), N)
+        return State(put(tokens, s.final, new), final, cache, s.forwards + 1, s.memory), scores, p
+
+    def fresh_noise(self, r: Request, forwards: Int[Array, ""]) -> Float[Array, "b w ..."]:
+        """Of one forward alone: numbered behind the sites."""
+        number = self.plan.sites + forwards * self.window + jnp.arange(self.window)
+        return noise(r.key, r.index, number, (*self.shape[:-1], self.shape[-1] + 1))
