@@ -16,6 +16,7 @@ from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.files import save_arrays
 from mmgen_tokenizers.layout import TokenLayout
 from mmgen_tokenizers.pictures import grid, write_png
+from mmgen_tokenizers.progress import Counter
 
 from mmgen.config import Data, Experiment, GeneratorTask, TokenShards
 from mmgen.data import Source, open_source
@@ -25,7 +26,6 @@ from mmgen.model import transformer
 from mmgen.model.config import ClassCondition, FeatureCondition, NextScale, RandomOrder, TextCondition
 from mmgen.model.inputs import adopt
 from mmgen.model.orders import draw_orders, in_orders
-from mmgen.progress import Counter
 from mmgen.training.optimizer import adamw
 from mmgen.training.state import Tree
 from mmgen.training.tasks import compute_dtype, to_float, training_batches, validation_batches
