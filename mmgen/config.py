@@ -133,8 +133,8 @@ class Experiment:
     keep: int = 2  # checkpoints kept
 
     def __post_init__(self):
-        if self.accumulate < 1 or self.batch % self.accumulate:
-            raise UserError(f"batch {self.batch} must be a multiple of accumulate {self.accumulate}")
+        if min(self.batch, self.accumulate) < 1 or self.batch % self.accumulate:
+            raise UserError(f"batch {self.batch} must be a multiple of accumulate {self.accumulate}, both at least 1")
 
 
 def save(experiment: Experiment, path: str | Path) -> None:

@@ -24,7 +24,7 @@ from mmgen_tokenizers.files import check_shapes, load_arrays, read_json, save_ar
 
 from mmgen.decoding.autoregressive import Autoregressive, Request, Settings, decode_params
 from mmgen.decoding.choice import Choice, auto_window, check_draft, starting
-from mmgen.decoding.jacobi import Init, Jacobi
+from mmgen.decoding.jacobi import Init, Jacobi, Start
 from mmgen.decoding.known import in_raster, with_known
 from mmgen.decoding.masked import MaskedRounds
 from mmgen.decoding.speculative import Speculative
@@ -186,9 +186,10 @@ class Generator:
             guidance=guidance, guidance_schedule=guidance_schedule, temperature=temperature, top_k=top_k, top_p=top_p,
         )  # fmt: skip
         machine = self._machine(choice, _rows(batches[0]), which)
+        start = starting(self.config, batches[0], init)
         fixed = (jax.random.key(seed, impl="threefry2x32"), Settings(**settings, **rounds), which)
         pieces = [
-            self._piece(machine, models, batches, init, rows, first_index, *fixed)
+            self._piece(machine, models, batches, start, rows, first_index, *fixed)
             for rows in self._pieces(machine, _rows(batches[0]))
         ]
         tokens = in_raster(self.config, batches[0], np.concatenate([tokens for tokens, _ in pieces]))
@@ -224,7 +225,16 @@ class Generator:
         return min(ROWS, 1 << max(0, int(np.log2(max(1, budget // machine.row_bytes())))))
 
     def _piece(
-        self, machine: Autoregressive, models, batches, init, rows: np.ndarray, first_index: int, key, settings, which: Filter
+        self,
+        machine: Autoregressive,
+        models,
+        batches,
+        start: Start,
+        rows: np.ndarray,
+        first_index: int,
+        key,
+        settings,
+        which: Filter,
     ) -> tuple[Int[np.ndarray, "b n ..."], int]:
         """Tokens and forwards. Rows are filled up to a power of two: few sizes are ever compiled."""
         fill = rows[np.minimum(np.arange(1 << (len(rows) - 1).bit_length()), len(rows) - 1)]
@@ -232,15 +242,17 @@ class Generator:
             (model._decode_params, model._pairs({name: value[fill] for name, value in batch.items()}, which))
             for model, batch in zip(models, batches, strict=True)
         ]
-        extra = (starting(self.config.layout, init, fill),) if isinstance(machine, Jacobi) else ()
+        extra = (start._replace(tokens=start.tokens[fill]),) if isinstance(machine, Jacobi) else ()
         run = self._program(machine, which)
         tokens, forwards = run(given, (first_index + fill).astype(np.uint32), key, settings, extra)
         return np.asarray(tokens)[: len(rows)], int(forwards)
 
     def _pairs(self, batch: dict, which: Filter) -> dict[str, np.ndarray]:
         """With the null condition of guidance behind."""
-        null = self._null(batch) if which.guided else {}
-        return {name: np.concatenate([value, null.get(name, value)]) for name, value in batch.items()} if null else batch
+        if not which.guided:
+            return batch
+        null = self._null(batch)
+        return {name: np.concatenate([value, null.get(name, value)]) for name, value in batch.items()}
 
     def _program(self, machine: Autoregressive | MaskedRounds, which: Filter):
         if (machine, which) not in self._programs:

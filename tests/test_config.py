@@ -83,6 +83,7 @@ def test_a_value_of_two_kinds():
         ("--steps --seed 3", "--steps needs a value"),
         ("--steps.x 3", "--steps.x: steps is a whole number and has no field 'x'"),
         ("--accumulate 3", "batch 64 must be a multiple of accumulate 3"),
+        ("--batch 0", "batch 0 must be a multiple of accumulate 1, both at least 1"),
         ("steps 3", "unexpected argument 'steps'"),
     ],
 )

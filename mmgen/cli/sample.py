@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from mmgen.cli.parsing import Parser, existing
 
 SETTINGS = ("guidance", "guidance_schedule", "temperature", "top_k", "top_p", "steps", "choice_temperature")
-DECODER = ("decoder", "window", "init", "coupling")
+DECODING = ("decoder", "window", "init", "coupling")
 
 
 def parser() -> Parser:
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
     from mmgen import samples
 
     use_compilation_cache()
-    settings = {name: getattr(args, name) for name in (*SETTINGS, *DECODER)}
+    settings = {name: getattr(args, name) for name in SETTINGS + DECODING}
     samples.sample(
         args.run,
         prompts=samples.read_prompts(existing(args.prompts)) if args.prompts else _flat(args.prompt),

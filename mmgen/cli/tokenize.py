@@ -14,7 +14,11 @@ example:
 
 from collections.abc import Sequence
 
+from mmgen_tokenizers.errors import UserError
+
 from mmgen.cli.parsing import Parser, existing
+
+OF_PICTURES = ("data_dir", "crops", "flip", "count", "seed")
 
 
 def parser() -> Parser:
@@ -43,10 +47,15 @@ def parser() -> Parser:
 
 
 def main(arguments: Sequence[str]) -> None:
-    args = parser().parse_args(arguments)
+    p = parser()
+    args = p.parse_args(arguments)
     existing(args.tokenizer)
 
     if args.llamagen_codes:
+        given = [flag for flag in OF_PICTURES if vars(args)[flag] != p.get_default(flag)]
+        if given:
+            flags = " and ".join("--" + flag.replace("_", "-") for flag in given)
+            raise UserError(f"{flags} says how pictures are read, and --llamagen-codes are read as they are: leave it out")
         import mmgen_tokenizers as mt
         from mmgen_tokenizers.shards import import_llamagen_codes
 

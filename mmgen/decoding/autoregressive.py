@@ -22,7 +22,7 @@ from mmgen.model.inputs import Slots
 from mmgen.model.kv_cache import Cache, bytes_per_row, empty_cache, write
 from mmgen.model.layers import FusedBlock, fuse
 from mmgen.model.positions import rotary_angles
-from mmgen.model.transformer import build_plan, combine_with, ends_of, layer_of, plan_batch, slots_of
+from mmgen.model.transformer import build_plan, cast, combine_with, ends_of, layer_of, plan_batch, slots_of
 from mmgen.plan.plan import PADDING, GenerationPlan
 
 MAX_PADDING = 1.25  # computed slots over needed slots within one loop
@@ -98,7 +98,7 @@ def _segment(plan: GenerationPlan, times: np.ndarray, widths: np.ndarray, start:
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def decode_params(c: GeneratorConfig, params: dict, dtype: jnp.dtype) -> dict:
     """Training parameters -> {"ends", "layers": a tuple of fused layers}: once, when a model is loaded."""
-    params = jax.tree.map(lambda p: p.astype(dtype), params)
+    params = cast(c, params, dtype)
     layers = tuple(fuse(jax.tree.map(operator.itemgetter(i), params["blocks"])) for i in range(c.layers))
     return {"ends": params["ends"], "layers": layers}
 

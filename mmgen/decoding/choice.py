@@ -10,7 +10,8 @@ from mmgen_tokenizers.errors import UserError, nearest
 
 from mmgen.decoding.coupling import COUPLINGS
 from mmgen.decoding.jacobi import INITS, Start
-from mmgen.model.config import GeneratorConfig, TokenLayout
+from mmgen.decoding.known import in_order
+from mmgen.model.config import GeneratorConfig
 from mmgen.model.transformer import build_plan
 
 OPTIONS = {
@@ -71,17 +72,18 @@ def check_draft(own, draft=None) -> None:
         )
 
 
-def starting(layout: TokenLayout, init: str | Int[np.ndarray, "b n ..."] | None, rows: Int[np.ndarray, "b"]) -> Start:
-    """What Jacobi decoding begins from, for some rows."""
-    site = (layout.groups,) if layout.groups > 1 else ()
+def starting(c: GeneratorConfig, batch: dict, init: str | Int[np.ndarray, "b n ..."] | None) -> Start:
+    """What Jacobi decoding begins from, for all rows."""
+    layout, rows = c.layout, len(next(iter(batch.values())))
+    shape = (rows, layout.sites, layout.groups) if layout.groups > 1 else (rows, layout.sites)
     if init is None or isinstance(init, str):
-        return Start(np.int32(INITS.index(init or "law")), np.zeros((len(rows), layout.sites, *site), np.int32))
-    init, shape = np.asarray(init, np.int32), (int(rows.max()) + 1, layout.sites, *site)
-    if init.shape[1:] != shape[1:] or len(init) < shape[0]:
+        return Start(np.int32(INITS.index(init or "law")), np.zeros(shape, np.int32))
+    init = np.asarray(init, np.int32)
+    if init.shape != shape:
         raise UserError(f"init has shape {init.shape}; give tokens {shape}, a row for each picture")
     if init.min() < 0 or init.max() >= layout.codebook_size:
         raise UserError(f"init must hold tokens in 0 .. {layout.codebook_size - 1}; found {init.min()} .. {init.max()}")
-    return Start(np.int32(len(INITS)), init[rows])
+    return Start(np.int32(len(INITS)), in_order(c, batch, init))
 
 
 def auto_window(c: GeneratorConfig, params: dict, rows: int, itemsize: int) -> int:

@@ -38,11 +38,20 @@ def in_raster(c: GeneratorConfig, batch: dict, tokens: Int[np.ndarray, "b n ..."
     """Tokens in the order in which `with_known` has them visited -> in the order of the sites."""
     if "position" not in batch:
         return tokens
-    place = batch["position"][:, c.condition.slots - 1 :]
-    site = place[..., TARGET_ROW] * c.layout.width + place[..., TARGET_COLUMN]
     raster = np.empty_like(tokens)
-    np.put_along_axis(raster, _like(site, tokens), tokens, axis=1)
+    np.put_along_axis(raster, _like(_visited(c, batch), tokens), tokens, axis=1)
     return raster
+
+
+def in_order(c: GeneratorConfig, batch: dict, tokens: Int[np.ndarray, "b n ..."]) -> Int[np.ndarray, "b n ..."]:
+    """The inverse of `in_raster`."""
+    return np.take_along_axis(tokens, _like(_visited(c, batch), tokens), axis=1) if "position" in batch else tokens
+
+
+def _visited(c: GeneratorConfig, batch: dict) -> Int[np.ndarray, "b n"]:
+    """Which site comes when."""
+    place = batch["position"][:, c.condition.slots - 1 :]
+    return place[..., TARGET_ROW] * c.layout.width + place[..., TARGET_COLUMN]
 
 
 def _like(index: Int[np.ndarray, "b n"], array: np.ndarray) -> np.ndarray:

@@ -83,6 +83,7 @@ def is_sequential(plan: GenerationPlan) -> bool:
         and plan.times == plan.sites == plan.slots - C + 1
         and (plan.source[C:] == order[:-1]).all()
         and plan.combine_slot.shape[1] == 1
+        and (plan.combine_head == 0).all()
         and (plan.combine_slot[:, 0] == C - 1 + plan.site_time).all()
     )
 

@@ -105,6 +105,15 @@ def axes(c: GeneratorConfig) -> dict:
     return {"ends": names(Ends, c), "blocks": blocks}
 
 
+def cast(c: GeneratorConfig, params: dict, dtype: jnp.dtype) -> dict:
+    """The parameters as they are computed with. What is frozen stays as it is: codes are those that the tokenizer decodes."""
+
+    def one(names: tuple, p: Array) -> Array:
+        return p if "frozen" in names else p.astype(dtype)
+
+    return jax.tree.map(one, axes(c), params, is_leaf=lambda names: isinstance(names, tuple))
+
+
 def plan_batch(c: GeneratorConfig, batch: dict) -> PlanBatch:
     """What differs from sample to sample: None where the plan speaks for all."""
     given = next((batch[name] for name in ("prompt_valid", "features_valid") if name in batch), None)
@@ -164,7 +173,7 @@ def forward(
     `key`: dropout is on. `dtype`: what matrices multiply in. `collect`: a list that receives the hidden states at each tap.
     """
     plan, extra = build_plan(c), plan_batch(c, batch)
-    params = jax.tree.map(lambda p: p.astype(dtype), params)
+    params = cast(c, params, dtype)
     ends = ends_of(c, params)
     slots = slots_of(plan, extra)
     x = embed(ends, batch, plan, slots)

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
+from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.layout import TokenLayout
 
 from mmgen.plan.plan import CONDITION, CONTENT, GenerationPlan, grid_positions
@@ -27,6 +28,8 @@ class NextNeighbor:
     positions: Literal["diagonal", "none"] = "diagonal"
 
     def build(self, layout: TokenLayout, condition_slots: int) -> GenerationPlan:
+        if layout.scales:
+            raise UserError(f"next-neighbor prediction reads one grid, this tokenizer gives {layout}: use one of one scale")
         C = condition_slots
         row, column = np.divmod(np.arange(layout.sites), layout.width)
         # Slots in time order: by diagonal, then by row. The last diagonal holds one site, which predicts nothing.

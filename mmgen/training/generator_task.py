@@ -51,6 +51,7 @@ class GeneratorTraining:
                 _check_layout(experiment.task, data, source, self.tokenizer)
                 _check_condition(self.config.condition, data, source)
         _check_names(self.source, self.held_out)
+        _check_codes(self.config.plan, experiment.task.tokenizer, self.tokenizer)
         self.text = _text_model(self.config.condition, folder, self.source)
         self.unit = ("tokens", self.config.layout.sites * self.config.layout.groups)
         self.generator: Generator | None = None
@@ -174,8 +175,13 @@ def _with_params(generator: Generator, params: Tree) -> Generator:
 
 
 def decayed(axes: Tree) -> Tree:
-    """Decay mask: what has two axes or more beside that of the stacked layers, and is trained."""
-    return _by_axes(lambda names: len([n for n in names if n != "layers"]) >= 2 and "frozen" not in names, axes)
+    """Decay mask: what has two axes or more beside that of the stacked layers, is trained, and is no bias."""
+
+    def decays(path: tuple, names: tuple) -> bool:
+        matrix = len([name for name in names if name != "layers"]) >= 2
+        return matrix and "frozen" not in names and not path[-1].key.endswith("bias")  # those of heads have two axes
+
+    return jax.tree_util.tree_map_with_path(decays, axes, is_leaf=lambda names: isinstance(names, tuple))
 
 
 def _by_axes(function: Callable, axes: Tree, *trees: Tree) -> Tree:
@@ -237,6 +243,19 @@ def _check_names(source: Source, held_out: Source | None) -> None:
         f"training and validation data have other classes ({', '.join(differ[:5]) or 'in another order'} in one of them only): "
         "give both the same folders, or set --validation none"
     )
+
+
+def _check_codes(plan: object, name: str | None, tokenizer: mt.Tokenizer | None) -> None:
+    """Raises UserError where the model would read other codes than those of the tokenizer."""
+    if not isinstance(plan, NextScale):
+        return
+    if tokenizer is None:
+        raise UserError("next-scale prediction reads the codes of its tokenizer: set task.tokenizer to its folder")
+    if tokenizer.config.quantizer != plan.quantizer:
+        raise UserError(
+            f"the tokenizer {name} has {tokenizer.config.quantizer}, the model expects {plan.quantizer}: "
+            "set task.model.plan.quantizer to match"
+        )
 
 
 def _known(labels: Int[np.ndarray, "b"], classes: int) -> Int[np.ndarray, "b"]:

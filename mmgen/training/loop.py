@@ -19,7 +19,7 @@ from mmgen_tokenizers.errors import UserError, full_disk
 from mmgen import config
 from mmgen.config import Experiment
 from mmgen.training.checkpoint import Checkpoints
-from mmgen.training.exports import Exports
+from mmgen.training.exports import STEP, Exports
 from mmgen.training.metrics import read_metrics
 from mmgen.training.report import Report, due
 from mmgen.training.state import TrainState, Tree, abstract_state, initial_state
@@ -60,13 +60,14 @@ def train(experiment: Experiment, out: str | Path | None = None) -> Result:
 def claim(folder: Path, experiment: Experiment) -> None:
     """Writes RUN/experiment.json; UserError when an experiment lives there that differs in more than how long it runs.
 
-    A run without any checkpoint has nothing to lose: another experiment takes its place.
+    A run without any checkpoint or whole export has nothing to lose: another experiment takes its place.
     """
     path = folder / "experiment.json"
     if path.exists():
         names = differences(to_json(config.load(path)), to_json(experiment))
         names = [name for name in names if name not in MAY_CHANGE]
-        if names and any(entry.name.isdigit() for entry in folder.glob("checkpoints/*")):
+        saved = (folder / "export" / STEP).is_file() or any(entry.name.isdigit() for entry in folder.glob("checkpoints/*"))
+        if names and saved:
             raise UserError(
                 f"{folder} holds a run of another experiment (different: {', '.join(names)}): "
                 "choose another --out, or start it with the settings in its experiment.json"

@@ -68,7 +68,7 @@ def _tensorboard(folder: Path, step: int):
         if step == 0:
             print("no TensorBoard files: install tensorboardX for them (metrics.jsonl has the figures)", file=sys.stderr)
         return None
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+    return SummaryWriter(str(folder), purge_step=step + 1)  # what a killed run wrote behind its checkpoint
 
 
 class Progress:

@@ -19,7 +19,7 @@ from mmgen_tokenizers.networks import discriminator
 from mmgen_tokenizers.pictures import grid, to_uint8, write_png
 from mmgen_tokenizers.quantizers import vq
 
-from mmgen.config import Experiment
+from mmgen.config import Data, Experiment
 from mmgen.data import batches, open_source
 from mmgen.training.optimizer import adamw, has_matrix_axes, per_network, with_peak
 from mmgen.training.state import Tree
@@ -41,7 +41,9 @@ class TokenizerTraining:
         self.dtype = compute_dtype(experiment.compute_dtype)
         self.source = open_source(experiment.data)
         self.held_out = open_source(experiment.validation) if experiment.validation else None
-        _check(experiment, self.source[0])
+        for name, source in (("data", self.source), ("validation", self.held_out)):
+            if source is not None:
+                _check(name, getattr(experiment, name), source[0], self.config.image_size)
         self.frozen = {"lpips": lpips.load(self.losses.lpips)} if self.losses.perceptual else {}
 
     def optimizer(self, experiment: Experiment) -> optax.GradientTransformation:
@@ -161,13 +163,12 @@ class TokenizerTraining:
         mt.Tokenizer(self.config, weights).save(folder)
 
 
-def _check(experiment: Experiment, example: dict) -> None:
+def _check(name: str, data: Data, example: dict, size: int) -> None:
     """Raises UserError where task and data do not fit."""
-    task, data = experiment.task, experiment.data
     if "image" not in example:
-        raise UserError("a tokenizer is trained on pictures, and these data are token shards")
-    if data.size != task.model.image_size:
-        raise UserError(f"data.size {data.size} is not task.model.image_size {task.model.image_size}: set both alike")
+        raise UserError(f"a tokenizer is trained on pictures, and {name} are token shards")
+    if data.size != size:
+        raise UserError(f"{name}.size {data.size} is not task.model.image_size {size}: set both alike")
 
 
 def _scales(layout: mt.TokenLayout) -> dict[str, slice]:

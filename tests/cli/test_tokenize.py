@@ -132,3 +132,8 @@ def test_codes_that_llamagen_wrote(tokenizer, tokenizer_folder, tmp_path, capsys
     assert (reader.tokenizer, reader.layout, reader[2]["label"]) == (tokenizer.fingerprint, tokenizer.layout, 2)
     np.testing.assert_array_equal(reader[1]["ids"], ids[1])
     assert run(tokenizer_folder, "--data", "shapes", "--llamagen-codes", tmp_path, "--out", tmp_path / "u") == 2
+
+
+def test_options_of_pictures_are_refused_for_codes(tokenizer_folder, tmp_path, capsys):
+    assert run(tokenizer_folder, "--llamagen-codes", tmp_path, "--out", tmp_path / "t", "--crops", "ten", "--seed", 3) == 2
+    assert "--crops and --seed says how pictures are read" in capsys.readouterr().err

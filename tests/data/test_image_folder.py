@@ -65,7 +65,7 @@ def test_other_columns_and_tags_as_captions(tmp_path):
     ("labels", "names", "numbers"),
     [
         (["dog", "cat", "dog"], ("cat", "dog"), [1, 0, 1]),
-        ([2, 0, 2], ("0", "1", "2"), [2, 0, 2]),
+        ([2, 0, 2], None, [2, 0, 2]),
         ([True, False, True], ("False", "True"), [1, 0, 1]),
     ],
 )
@@ -74,6 +74,16 @@ def test_labels_of_metadata(tmp_path, labels, names, numbers):
     lines(tmp_path, *({"file_name": f"{name}.png", "label": label} for name, label in zip("abc", labels, strict=True)))
     source = ImageFolderSource(tmp_path)
     assert source.labels == names and [source[i]["label"] for i in range(3)] == numbers
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "numbers"), [("10 2 0", None, [10, 2, 0]), ("10 2 b", ("10", "2", "b"), [0, 1, 2])]
+)
+def test_labels_of_metadata_csv(tmp_path, labels, names, numbers):
+    rows = [f"{name}.png,{label}" for name, label in zip("abc", labels.split(), strict=True)]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+    source = ImageFolderSource(tmp_path)
+    assert source.labels == names and [row["label"] for row in source._rows] == numbers
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,31 @@ def test_decoding_in_pieces_gives_the_same_tokens(name):
     assert (greedy(c, params, batch, pieces=(1, 3, 2, 100)) == greedy(c, params, batch)).all()
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_bfloat16_computes_too(name):
+    """Traced alone: what accelerators do by default must not mix types that a product or a convolution refuses."""
+    c, batch = CONFIGS[name], {"label": np.array([2, 0])}
+    decoder, bfloat16 = autoregressive.Autoregressive(c, jnp.bfloat16), jnp.dtype("bfloat16")
+    settings, which = autoregressive.Settings(jnp.ones(decoder.plan.times), 1.0, 1.0), Filter(False, 1, False)
+
+    def tokens_and_logits(params):
+        weights, carry = autoregressive.decode_params(c, params, bfloat16), decoder.start(batch, 2, jnp.arange(2))
+        tokens = decoder.advance(weights, carry, batch, jax.random.key(0), settings, which).tokens[:, :-1]
+        return tokens, transformer.forward(c, params, {"ids": tokens, **batch}, dtype=bfloat16)
+
+    tokens, logits = jax.eval_shape(lambda key: tokens_and_logits(transformer.init(c, key)), jax.random.key(0))
+    assert tokens.dtype == jnp.int32 and logits.dtype == jnp.float32 and logits.shape == (*tokens.shape, 5)
+
+
+def test_codes_of_the_tokenizer_are_not_rounded():
+    c = CONFIGS["scale"]
+    params = transformer.init(c, jax.random.key(0))
+    cast = transformer.cast(c, params, jnp.bfloat16)["ends"]["input"]
+    for name in ("codebook", "phi_kernel", "phi_bias"):
+        assert cast[name] is params["ends"]["input"][name]
+    assert cast["embed"].dtype == cast["bias"].dtype == jnp.bfloat16
+
+
 def _padded_prompts() -> tuple[GeneratorConfig, dict]:
     c = dataclasses.replace(raster(), condition=TextCondition(9, 6))
     prompt = np.array([[0, 0, 0, 4, 2, 1], [3, 5, 6, 7, 8, 1], [0, 0, 0, 0, 0, 2]])

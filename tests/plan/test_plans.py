@@ -45,9 +45,10 @@ def test_next_token_is_plain_causal(condition):
     assert (plan.combine_slot[:, 0] == condition - 1 + np.arange(16)).all()
 
 
-def test_next_token_wants_one_grid():
-    with pytest.raises(UserError, match="gives 1 x 1 . 2 x 2 = 5 ids of 7 codes: use one of a single scale"):
-        NextToken().build(TokenLayout("scales", 2, 2, 7, scales=((1, 1), (2, 2))), 1)
+@pytest.mark.parametrize("plan", [NextToken(), NextNeighbor()])
+def test_one_grid_is_wanted(plan):
+    with pytest.raises(UserError, match="gives 1 x 1 . 2 x 2 = 5 ids of 7 codes: use one of (a single|one) scale"):
+        plan.build(TokenLayout("scales", 2, 2, 7, scales=((1, 1), (2, 2))), 1)
 
 
 def test_positions_of_the_condition():

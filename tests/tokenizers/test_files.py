@@ -154,6 +154,13 @@ def test_a_malicious_pickle_runs_nothing(tmp_path, legacy, place):
     assert not mark.exists()
 
 
+def test_a_dict_that_holds_itself_does_not_hang(tmp_path):
+    itself = b"}q\x01" + op("model") + b"h\x01s"  # x = {}; x["model"] = x
+    write_zip(tmp_path / "x.pt", itself, {})
+    with pytest.raises(UserError, match="x.pt holds no tensors"):
+        read_checkpoint(tmp_path / "x.pt")
+
+
 def test_reduce_of_a_real_pickle_runs_nothing(tmp_path):
     class Evil:
         def __reduce__(self):

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -85,6 +86,14 @@ def test_the_copy_on_disk_is_read_when_the_original_is_slow(tmp_path, cache):
         ShardReader(tmp_path / "s", "disk")
     (copy / "moved").rename(copy / "shard-00000.array_record")
     assert len(ShardReader(tmp_path / "s", "disk")) == 20 and len(list((cache / "shards").iterdir())) == 1
+
+
+def test_shards_written_anew_are_copied_anew(tmp_path, cache):
+    ids = some_ids()
+    for written in (ids, ids[::-1]):  # as with another --seed: the manifests are the same
+        write(tmp_path / "s", written)
+        assert np.array_equal(ShardReader(tmp_path / "s", "disk")[3]["ids"], written[3])
+        shutil.rmtree(tmp_path / "s")
 
 
 def test_ids_that_do_not_fit_are_refused(tmp_path):
@@ -193,7 +202,7 @@ def test_import_of_two_crop_ranges_and_of_mirrored_pairs(tmp_path):
     llamagen(tmp_path / "flip", ids[0, :, :2], labels=False)
     import_llamagen_codes(tmp_path / "flip", tmp_path / "pairs")
     reader = ShardReader(tmp_path / "pairs")
-    assert reader.manifest["crops"] == "center" and reader[2]["ids"].shape == (2, 4) and "label" not in reader[2]
+    assert reader.manifest["crops"] == "mirror" and reader[2]["ids"].shape == (2, 4) and "label" not in reader[2]
 
 
 def test_import_says_what_is_wrong(tmp_path):

@@ -10,16 +10,17 @@ import plans
 import pytest
 from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.families import vqgan
-from mmgen_tokenizers.files import load_arrays
+from mmgen_tokenizers.files import flatten, load_arrays
+from mmgen_tokenizers.pictures import write_png
 from models import LAYOUT, VQGAN, generator_experiment, write_shards
 
 import mmgen
-from mmgen.config import Data, Shapes, overrides
+from mmgen.config import Data, ImageFolder, Shapes, overrides
 from mmgen.data import shapes
 from mmgen.data.text import TextTokenizer
 from mmgen.model import transformer
-from mmgen.model.config import ClassCondition, Dropout, FeatureCondition, GeneratorConfig, TextCondition
-from mmgen.training.generator_task import GeneratorTraining, decayed
+from mmgen.model.config import BlockConfig, ClassCondition, Dropout, FeatureCondition, GeneratorConfig, NextScale, TextCondition
+from mmgen.training.generator_task import GeneratorTraining, _check_codes, decayed
 from mmgen.training.metrics import read_metrics
 from mmgen.training.state import initial_state
 from mmgen.training.step import gradients
@@ -111,6 +112,14 @@ def test_decay_mask_does_not_count_the_axis_of_layers():
         assert mask["blocks"]["q"] and mask["blocks"]["down"] and not mask["blocks"]["norm_mlp"]["scale"]
         assert mask["ends"]["input"]["table"] and not mask["ends"]["heads"]["head0"]["norm"]["scale"]
     assert mask["ends"]["condition"]["fc1"] and not mask["ends"]["condition"]["null"]
+
+
+def test_no_bias_decays():
+    block = BlockConfig(width=8, heads=2, mlp=8, bias=True, qk_norm=True, norm="layer", modulation="block")
+    mask = flatten(decayed(transformer.axes(GeneratorConfig(layout=LAYOUT, condition=ClassCondition(3), block=block, depth=2))))
+    biases = {name for name in mask if name.endswith("bias")}
+    assert {f"blocks.{name}_bias" for name in ("q", "k", "v", "up", "out", "modulation")} < biases
+    assert not any(mask[name] for name in biases) and mask["blocks.q"] and mask["blocks.modulation"]
 
 
 def test_what_the_model_marks_as_frozen_gets_no_gradient(shards, tmp_path):
@@ -216,6 +225,18 @@ def test_what_does_not_fit_is_refused(shards, tokenizer_folder, tmp_path):
             mmgen.train(chosen, tmp_path / "run")
 
 
+def test_next_scale_prediction_needs_the_quantizer_of_its_tokenizer(tmp_path):
+    quantizer = mt.MultiScaleVQ(size=32, dim=4, scales=(1, 2), phis=2)
+    tok = mt.Tokenizer(mt.MultiScale(VQGAN.network, quantizer, image_size=32), {})
+    chosen = generator_experiment(write_shards(tmp_path / "shards", layout=tok.layout))
+    model = replace(chosen.task.model, plan=NextScale(quantizer), layout=tok.layout)
+    with pytest.raises(UserError, match="set task.tokenizer to its folder"):
+        GeneratorTraining(replace(chosen, task=replace(chosen.task, model=model)), tmp_path / "run")
+    with pytest.raises(UserError, match="the tokenizer x has .*phis=2.* the model expects .*phis=1"):
+        _check_codes(NextScale(replace(quantizer, phis=1)), "x", tok)
+    _check_codes(NextScale(quantizer), "x", tok)
+
+
 def test_accumulation_gives_the_gradients_of_the_large_batch(shards, tmp_path):
     chosen = generator_experiment(shards, dropout=0.0, batch=8)
     still = replace(chosen.task.model, dropout=Dropout())
@@ -231,6 +252,17 @@ def test_validation_data_of_other_classes_are_refused(shards, tmp_path):
     other = write_shards(tmp_path / "other", labels=("cat", "dog", "fox"))
     with pytest.raises(UserError, match="other classes .eel, fox in one of them only"):
         mmgen.train(generator_experiment(shards, validation=other), tmp_path / "run")
+
+
+def test_validation_data_may_lack_a_class_of_numbers(tokenizer_folder, tmp_path):
+    data = [Data(ImageFolder(str(tmp_path / name))) for name in ("train", "test")]
+    for name, labels in (("train", "012"), ("test", "01")):
+        for label in labels:
+            write_png(tmp_path / name / f"{label}.png", np.zeros((8, 8, 3), np.uint8))
+        lines = [f'{{"file_name": "{label}.png", "label": {label}}}' for label in labels]
+        (tmp_path / name / "metadata.jsonl").write_text("\n".join(lines))
+    chosen = generator_experiment(data[0], tokenizer=str(tokenizer_folder), validation=data[1])
+    assert GeneratorTraining(chosen, tmp_path / "run").held_out.labels is None
 
 
 def test_a_label_beyond_the_classes_is_refused(tmp_path):

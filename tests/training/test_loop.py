@@ -3,11 +3,13 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +72,14 @@ def test_another_experiment_is_refused_by_name(tmp_path):
         optimizer = loop.config.Optimizer(schedule=schedule, weight_decay=0.01)
         loop.claim(tmp_path, loop.config.Experiment(**{**vars(chosen), "optimizer": optimizer}))
     loop.claim(tmp_path, experiment(steps=3, every_log=7, keep=9))
+
+
+def test_another_experiment_does_not_replace_a_run_that_only_kept_its_export(tmp_path):
+    run(tmp_path, steps=2)
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(UserError, match="different: batch"):
+        loop.claim(tmp_path, experiment(steps=2, batch=32))
+    assert (tmp_path / "export/weights.npz").is_file()
 
 
 def test_not_finite_names_the_last_good_checkpoint_and_keeps_it(tmp_path):
@@ -220,6 +230,15 @@ def test_killed_at_any_moment_continues_from_the_last_complete_checkpoint(tmp_pa
     assert result.step == done + 5 and steps_in(tmp_path)[-1] == done + 5
     straight = run(tmp_path.with_name("straight"), steps=done + 5, every_checkpoint=0)
     assert losses(tmp_path) == losses(straight.folder)
+
+
+def test_tensorboard_drops_what_a_run_wrote_before_its_first_checkpoint(tmp_path, monkeypatch):
+    purged = []
+    fake = types.SimpleNamespace(SummaryWriter=lambda folder, purge_step: purged.append(purge_step))
+    monkeypatch.setitem(sys.modules, "tensorboardX", fake)
+    for step in (0, 5):
+        MetricsLog(tmp_path, step).close()
+    assert purged == [1, 6]
 
 
 def test_metrics_drop_what_comes_after_the_checkpoint(tmp_path):

@@ -1,5 +1,7 @@
 """Training a tokenizer: discriminator, codebook, files."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import mmgen_tokenizers as mt
@@ -111,6 +113,7 @@ def test_a_run_learns_resumes_bitwise_and_exports(tmp_path):
 
 
 def test_another_size_of_pictures_is_refused(tmp_path):
-    chosen = tokenizer_experiment()
-    with pytest.raises(UserError, match="data.size 64"):
-        mmgen.train(mmgen.Experiment(**{**vars(chosen), "data": Data(Shapes(count=4), size=64)}), tmp_path)
+    large = Data(Shapes(count=4), size=64)
+    for name in ("data", "validation"):
+        with pytest.raises(UserError, match=f"{name}.size 64 is not task.model.image_size 32"):
+            mmgen.train(replace(tokenizer_experiment(), **{name: large}), tmp_path)

@@ -200,12 +200,15 @@ def check_shapes(folder: str | Path, params: Mapping[str, Any], expected: Mappin
 
 def _state_dict(content: Any) -> Any:
     """The weights in a training checkpoint: under "ema", "model", "module" or "state_dict" (nested, even), or bare."""
-    while isinstance(content, Mapping):
+    for _ in range(4):  # not for ever: in a malicious file a dict may hold itself
+        if not isinstance(content, Mapping):
+            break
         nests = [content[key] for key in NESTS if isinstance(content.get(key), Mapping) and content[key]]
         if not nests:
             break
         content = nests[0]
-    return {k: v for k, v in content.items() if isinstance(k, str)} if isinstance(content, Mapping) else {}
+    items = content.items() if isinstance(content, Mapping) else ()
+    return {key: value for key, value in items if isinstance(key, str) and not isinstance(value, Mapping)}
 
 
 def _unwrapped(name: str) -> str:

@@ -73,7 +73,7 @@ class ImageFolderSource:
             elif captioned:
                 raise UserError(f"{where} gives no {caption!r} for {row['file_name']}: each picture needs a caption")
         if "label" in keys:
-            self.labels, values = _labels(described)
+            self.labels, values = _labels(described, metadata.suffix == ".csv")
             for out, value in zip(rows, values, strict=True):
                 out["label"] = value
         return rows
@@ -127,14 +127,17 @@ def _caption(value: Any) -> str | None:
     return value if isinstance(value, str) and value.strip() else None
 
 
-def _labels(described: list[tuple[str, Row]]) -> tuple[tuple[str, ...], list[int]]:
-    """Names of the classes and each row's number. Integers are numbers already; anything else is a name."""
+def _labels(described: list[tuple[str, Row]], untyped: bool) -> tuple[tuple[str, ...] | None, list[int]]:
+    """Names of the classes and each row's number. Integers are numbers already, without names; anything else is a name.
+    `untyped`: integers too come as texts."""
     values = [row.get("label") for _, row in described]
     for (where, row), value in zip(described, values, strict=True):
         if value is None or value == "":
             raise UserError(f"{where} gives no label for {row['file_name']}: each picture needs one, or none")
+    if untyped and all(value.isdecimal() for value in values):
+        values = [int(value) for value in values]
     if all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in values):
-        return tuple(str(i) for i in range(max(values) + 1)), values
+        return None, values
     names = sorted({str(value) for value in values})
     number = {name: i for i, name in enumerate(names)}
     return tuple(names), [number[str(value)] for value in values]

@@ -33,7 +33,7 @@ from .layout import TokenLayout
 FORMAT = 1
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"  # what a stopped run goes on from, until there is a manifest
-Crops = Literal["center", "ten", "random"]
+Crops = Literal["center", "mirror", "ten", "random"]
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 
 
@@ -61,8 +61,9 @@ def _decode(record: bytes) -> dict[str, Any]:
 class ShardWriter:
     """Writes token shards; a context manager, which writes the manifest when its block ends without an error.
 
-    `tokenizer` is the fingerprint of what made the ids; `crops` says how pictures were cropped: "center", "ten" (LlamaGen's
-    ten-crop) or "random"; `labels` are the names of the classes. `origin` says what the ids were made of, for the manifest.
+    `tokenizer` is the fingerprint of what made the ids; `crops` says how pictures were cropped: "center", "mirror" (the middle
+    and its mirror image), "ten" (LlamaGen's ten-crop) or "random"; `labels` are the names of the classes. `origin` says what
+    the ids were made of, for the manifest.
 
     With `resume` a run that was stopped goes on from its last `checkpoint`: `progress` is what that was told, else empty.
     Raises UserError where the folder holds shards of something else.
@@ -204,8 +205,13 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _copied(folder: Path, manifest: Mapping[str, Any]) -> Path:
-    """The shards on the local disk: a copy named by the manifest's content and place, made once, whole or not at all."""
-    key = hashlib.sha256(f"{folder.resolve()} {json.dumps(manifest, sort_keys=True)}".encode()).hexdigest()[:16]
+    """The shards on the local disk: a copy made once, whole or not at all.
+
+    Named by the manifest and by place, size and time of the files: other ids may come under the same manifest.
+    """
+    files = [(folder / file["name"]).stat() for file in manifest["files"]]
+    about = [str(folder.resolve()), manifest, [(file.st_size, file.st_mtime_ns) for file in files]]
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     target = cache_root() / "shards" / key
     if target.is_dir():
         return target
@@ -330,7 +336,7 @@ def import_llamagen_codes(
     if side * side != first.shape[1]:
         raise UserError(f"{codes / names[0]} has {first.shape[1]} tokens a picture, which is no square grid")
     layout = TokenLayout(height=side, width=side, codebook_size=codebook_size)
-    with ShardWriter(out, tokenizer, layout, "ten" if first.shape[0] == 10 else "center") as writer:
+    with ShardWriter(out, tokenizer, layout, {10: "ten", 2: "mirror"}.get(len(first), "center")) as writer:
         for name in names:
             ids = np.concatenate([_llamagen_crops(c, name) for c, _ in sets])
             label = None if labels is None else int(_load_npy(labels / name).reshape(-1)[0])
