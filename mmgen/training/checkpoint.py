@@ -6,6 +6,7 @@ temporary folder and renames it when all is there, so a killed run finds its las
 
 import logging
 import math
+import warnings
 from pathlib import Path
 
 import jax
@@ -14,7 +15,8 @@ import orbax.checkpoint as ocp
 from mmgen_tokenizers.errors import UserError, full_disk
 from orbax.checkpoint import checkpoint_managers as policies
 
-from mmgen.training.state import TrainState
+from mmgen.parallel.distributed import all_say, first_process, in_turn
+from mmgen.training.state import TrainState, shardings
 
 
 class Checkpoints:
@@ -64,16 +66,48 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state of that checkpoint; `like` tells shapes and types (`abstract_state`)."""
+        """The state of that checkpoint; `like` tells shapes, types and shardings (`abstract_state`), of any mesh."""
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
         except (ValueError, KeyError, OSError) as error:
             raise UserError(
                 f"cannot read the checkpoint {self.folder / str(step)} ({str(error).splitlines()[0][:200]}): "
-                "remove that folder to continue from the one before it"
+                "it is damaged, or of another version"
             ) from error
         # A copy made by XLA: arrays that come from a file cannot always be donated, which costs a second state in memory.
-        return jax.block_until_ready(jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(restored["state"]))
+        copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings(like))
+        return jax.block_until_ready(copy(restored["state"]))
+
+    def restore_newest(self, like: TrainState) -> TrainState | None:
+        """The newest state that can be read; None without any checkpoint. Damaged ones after it are named and put aside.
+
+        Raises UserError where there are checkpoints and none can be read: then nothing is moved.
+        """
+        damaged: dict[int, UserError] = {}
+        for step in reversed(self.all()):
+            state = None
+            try:
+                state = self.restore(step, like)
+            except UserError as error:
+                damaged[step] = error
+            if all_say(state is not None):
+                self._put_aside(damaged, step)
+                return state
+            damaged.setdefault(step, UserError(f"another process cannot read the checkpoint {self.folder / str(step)}"))
+        if damaged:
+            raise damaged[max(damaged)]
+        return None
+
+    def _put_aside(self, damaged: dict[int, UserError], good: int) -> None:
+        """Renames folders that would stand in the way of the run's next checkpoints."""
+        with in_turn():
+            for step, error in damaged.items() if first_process() else ():
+                free = (self.folder / f"damaged-{step}{suffix}" for suffix in ("", *(f"-{i}" for i in range(1, 1000))))
+                aside = next(path for path in free if not path.exists())
+                (self.folder / str(step)).rename(aside)
+                warnings.warn(f"{error}; moved it to {aside.name}, continuing from step {good}", stacklevel=2)
+        if damaged:
+            self._manager.reload()
 
     def __enter__(self):
         return self
