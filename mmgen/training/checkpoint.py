@@ -4,6 +4,7 @@ A checkpoint holds the state and the experiment as JSON; the position in the dat
 temporary folder and renames it when all is there, so a killed run finds its last complete one.
 """
 
+import json
 import logging
 import math
 import warnings
@@ -12,11 +13,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jaxtyping import Array, UInt32
 from mmgen_tokenizers.errors import UserError, full_disk
 from orbax.checkpoint import checkpoint_managers as policies
 
 from mmgen.parallel.distributed import all_say, first_process, in_turn
 from mmgen.training.state import TrainState, shardings
+
+CHECKSUM = "checksum"
 
 
 class Checkpoints:
@@ -28,6 +32,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs every rename; its errors reach us as exceptions
         self.folder = Path(folder).absolute()
+        self._pass_over_unfinished()
         best = policies.BestN(get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(max(keep, 1)), best]),
@@ -37,7 +42,7 @@ class Checkpoints:
             enable_async_checkpointing=True,
             async_options=ocp.AsyncOptions(timeout_secs=3600),
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "experiment"))
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "experiment", CHECKSUM))
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint."""
@@ -56,7 +61,11 @@ class Checkpoints:
         with full_disk(self.folder):
             self._manager.save(
                 int(state.step),
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state), experiment=ocp.args.JsonSave(experiment)),
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    experiment=ocp.args.JsonSave(experiment),
+                    **{CHECKSUM: ocp.args.JsonSave({"bits": int(checksum(state))})},
+                ),
                 metrics={"loss": validation_loss} if validation_loss is not None and math.isfinite(validation_loss) else None,
             )
 
@@ -67,13 +76,15 @@ class Checkpoints:
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state of that checkpoint; `like` tells shapes, types and shardings (`abstract_state`), of any mesh."""
+        wanted = {"state": ocp.args.StandardRestore(like)}
+        if (self.folder / str(step) / CHECKSUM).exists():  # runs that began before there were checksums have none
+            wanted[CHECKSUM] = ocp.args.JsonRestore()
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
+            restored = self._manager.restore(step, args=ocp.args.Composite(**wanted))
+            if CHECKSUM in wanted and int(checksum(restored["state"])) != restored[CHECKSUM]["bits"]:
+                raise ValueError("its numbers are not those that were saved")
         except (ValueError, KeyError, OSError) as error:
-            raise UserError(
-                f"cannot read the checkpoint {self.folder / str(step)} ({str(error).splitlines()[0][:200]}): "
-                "it is damaged, or of another version"
-            ) from error
+            raise _cannot_read(self.folder / str(step), error) from error
         # A copy made by XLA: arrays that come from a file cannot always be donated, which costs a second state in memory.
         copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings(like))
         return jax.block_until_ready(copy(restored["state"]))
@@ -98,14 +109,21 @@ class Checkpoints:
             raise damaged[max(damaged)]
         return None
 
-    def _put_aside(self, damaged: dict[int, UserError], good: int) -> None:
-        """Renames folders that would stand in the way of the run's next checkpoints."""
+    def _pass_over_unfinished(self) -> None:
+        """Puts steps aside whose files of figures cannot be read, which orbax does before anybody asks for the step."""
         with in_turn():
-            for step, error in damaged.items() if first_process() else ():
-                free = (self.folder / f"damaged-{step}{suffix}" for suffix in ("", *(f"-{i}" for i in range(1, 1000))))
-                aside = next(path for path in free if not path.exists())
-                (self.folder / str(step)).rename(aside)
-                warnings.warn(f"{error}; moved it to {aside.name}, continuing from step {good}", stacklevel=2)
+            steps = sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
+            errors = {step: _unreadable(self.folder / str(step)) for step in steps}
+            damaged = {step: error for step, error in errors.items() if error}
+            good = max((step for step in steps if step not in damaged), default=None)
+            if damaged and good is None:
+                raise damaged[max(damaged)]
+            _put_aside(self.folder, damaged, good)
+
+    def _put_aside(self, damaged: dict[int, UserError], good: int) -> None:
+        with in_turn():
+            if first_process():
+                _put_aside(self.folder, damaged, good)
         if damaged:
             self._manager.reload()
 
@@ -115,6 +133,41 @@ class Checkpoints:
     def __exit__(self, *exception):
         with full_disk(self.folder):
             self._manager.close()
+
+
+@jax.jit
+def checksum(state: TrainState) -> UInt32[Array, ""]:
+    """Of the bits of all arrays, the same on any mesh: a file can change without the file's format noticing it."""
+
+    def bits(x: Array) -> UInt32[Array, ""]:
+        words = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+        return words.astype(jnp.uint32).sum(dtype=jnp.uint32)
+
+    return sum(((2 * i + 1) * bits(x) for i, x in enumerate(jax.tree.leaves(state))), jnp.uint32(0))
+
+
+def _cannot_read(folder: Path, error: Exception) -> UserError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return UserError(f"cannot read the checkpoint {folder} ({reason}): it is damaged, or of another version")
+
+
+def _unreadable(folder: Path) -> UserError | None:
+    """What is wrong with the small files of a step; None where they are whole."""
+    try:
+        for path in (folder / "_CHECKPOINT_METADATA", *folder.glob("metrics/metrics")):
+            json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        return _cannot_read(folder, error)
+    return None
+
+
+def _put_aside(folder: Path, damaged: dict[int, UserError], good: int) -> None:
+    """Renames what would stand in the way of the run's next checkpoints, and names it."""
+    for step, error in damaged.items():
+        free = (folder / f"damaged-{step}{suffix}" for suffix in ("", *(f"-{i}" for i in range(1, 1000))))
+        aside = next(path for path in free if not path.exists())
+        (folder / str(step)).rename(aside)
+        warnings.warn(f"{error}; moved it to {aside.name}, continuing from step {good}", stacklevel=3)
 
 
 def _loss(figures: dict[str, float]) -> float:

@@ -1,4 +1,5 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "training"))  # for models.py
+here = Path(__file__).parent
+sys.path[:0] = [str(here), str(here.parent / "training")]  # for miniatures.py, which subprocesses run too, and models.py
