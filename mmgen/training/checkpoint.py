@@ -7,6 +7,7 @@ temporary folder and renames it when all is there, so a killed run finds its las
 import json
 import logging
 import math
+import shutil
 import warnings
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from mmgen.parallel.distributed import all_say, first_process, in_turn
 from mmgen.training.state import TrainState, shardings
 
-CHECKSUM = "checksum"
+CHECKSUM, METADATA = "checksum", "_CHECKPOINT_METADATA"
 
 
 class Checkpoints:
@@ -112,10 +113,14 @@ class Checkpoints:
     def _pass_over_unfinished(self) -> None:
         """Puts steps aside whose files of figures cannot be read, which orbax does before anybody asks for the step."""
         with in_turn():
-            steps = sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
-            errors = {step: _unreadable(self.folder / str(step)) for step in steps}
-            damaged = {step: error for step, error in errors.items() if error}
-            good = max((step for step in steps if step not in damaged), default=None)
+            errors = {int(path.name): _unreadable(path) for path in self.folder.glob("*") if path.name.isdigit()}
+            good = max((step for step, error in errors.items() if error is None), default=None)
+            damaged = {}
+            for step, error in errors.items():
+                if error and good and step < good and not (self.folder / str(step) / METADATA).exists():
+                    shutil.rmtree(self.folder / str(step))  # a kill came while an old checkpoint was being removed
+                elif error:
+                    damaged[step] = error
             if damaged and good is None:
                 raise damaged[max(damaged)]
             _put_aside(self.folder, damaged, good)
@@ -154,7 +159,7 @@ def _cannot_read(folder: Path, error: Exception) -> UserError:
 def _unreadable(folder: Path) -> UserError | None:
     """What is wrong with the small files of a step; None where they are whole."""
     try:
-        for path in (folder / "_CHECKPOINT_METADATA", *folder.glob("metrics/metrics")):
+        for path in (folder / METADATA, *folder.glob("metrics/metrics")):
             json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         return _cannot_read(folder, error)

@@ -1,11 +1,13 @@
 """Trains miniatures on meshes of fake CPU devices; prints what happened as one line of JSON.
 
-`miniatures.py meshes FOLDER` on four devices, `miniatures.py process FOLDER STEPS [ADDRESS COUNT INDEX]` as one of several
+`miniatures.py meshes FOLDER` on four devices; `miniatures.py process FOLDER STEPS [ADDRESS COUNT INDEX]` as one of several
 processes, or as the only one.
 """
 
 import json
+import os
 import re
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,12 +25,12 @@ from mmgen.model.config import BlockConfig
 from mmgen.parallel import distributed
 from mmgen.parallel.mesh import feed, make_mesh, on_all, on_host, under
 from mmgen.parallel.rules import bytes_each
-from mmgen.training import tasks
+from mmgen.training import loop, tasks
 from mmgen.training.checkpoint import Checkpoints
 from mmgen.training.state import TrainState, abstract_state, initial_state, shardings
 from mmgen.training.step import make_step
 
-STEPS = 3
+STEPS = 4
 ONE = None  # the program without a mesh
 GENERATOR = [ONE, (4, 1, 1, 1), (1, 4, 1, 1), (1, 1, 4, 1), (1, 2, 2, 1), (1, 1, 1, 4)]
 TOKENIZER = [ONE, (2, 2, 1, 1)]
@@ -99,7 +101,7 @@ def compared(experiment: Experiment, folder: Path, shapes: list) -> dict:
         if shape == SAVED:
             with Checkpoints(folder / "saved", 1) as checkpoints:
                 checkpoints.save(state, {}, None)
-        state, last = miniature.run(state, 1)
+        state, last = miniature.run(state, STEPS - 2)
         found[str(shape)] |= {"figures": figures + more + last, "ema": flat(state.ema)}
         found[str(shape)]["gathers"] = gathers(miniature.compiled.as_text())
         if shape in RESTORED:
@@ -117,7 +119,7 @@ def restored(folder: Path) -> dict:
         with Checkpoints(folder / "saved", 1) as checkpoints:
             state = checkpoints.restore_newest(miniature.like)
         lies = all(x.sharding == like.sharding for x, like in zip(*map(jax.tree.leaves, (state, miniature.like)), strict=True))
-        found[str(shape)] = {"step": int(state.step), "lies": lies, "figures": miniature.run(state, 1)[1]}
+        found[str(shape)] = {"step": int(state.step), "lies": lies, "figures": miniature.run(state, STEPS - 2)[1]}
     return found
 
 
@@ -144,11 +146,21 @@ def meshes(folder: Path) -> dict:
     return made | {"tokenizer": compared(tokenizer(), folder, TOKENIZER)}
 
 
+def interrupted(function, *inputs):
+    loop.feed = function
+    os.kill(os.getpid(), signal.SIGTERM)
+    return function(*inputs)
+
+
 def process(folder: Path, steps: str, address: str | None = None, *which: str) -> dict:
-    distributed.initialize(address, *map(int, which), timeout=60) if address else None
-    experiment = generator(folder, steps=int(steps), every_checkpoint=2)
+    """Trains; of several processes the second gets a SIGTERM before its first step."""
+    if address:
+        distributed.initialize(address, *map(int, which), timeout=60)
+    if jax.process_index() == 1:
+        given, loop.feed = loop.feed, lambda *inputs: interrupted(given, *inputs)
+    experiment = generator(folder, steps=int(steps))
     mmgen.train(replace(experiment, validation=experiment.data), folder / "run")
-    return {"devices": jax.device_count(), "local": jax.local_device_count(), "writes": distributed.first_process()}
+    return {}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
-"""Meshes of four fake devices give what one device gives. One process does all of it; the tests read what it found."""
+"""Meshes of four fake devices, and two processes of two, give what one device gives.
+
+One process tries all meshes, so that each program is compiled once; the tests read what it found.
+"""
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from importlib.metadata import version
@@ -10,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from miniatures import GENERATOR, ONE, RESTORED, SAVED, TOKENIZER
+
+from mmgen.training.metrics import read_metrics
 
 SCRIPT = Path(__file__).parent / "miniatures.py"
 MESHES = [("generator", shape) for shape in GENERATOR if shape] + [("tokenizer", shape) for shape in TOKENIZER if shape]
@@ -40,7 +46,7 @@ def far(a: list[float], b: list[float]) -> float:
 def test_a_mesh_gives_the_losses_and_gradients_of_one_device(found, kind, shape):
     """To float32 rounding: sums over a batch or over a contraction are made in another order."""
     mine, one = found[kind][str(shape)], found[kind][str(ONE)]
-    assert len(one["figures"]) == 3 and one["figures"][2]["loss"] < one["figures"][0]["loss"]
+    assert len(one["figures"]) == 4 and one["figures"][3]["loss"] < one["figures"][0]["loss"]
     for a, b in zip(mine["figures"], one["figures"], strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=2e-6) and a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
     assert far(mine["start"], one["start"]) < 1e-6
@@ -70,5 +76,49 @@ def test_fsdp_gathers_parameters_one_layer_at_a_time(found):
 def test_a_checkpoint_continues_on_another_mesh(found, shape):
     again, straight = found["restored"][str(shape)], found["generator"][str(SAVED)]["figures"]
     assert again["step"] == 2 and again["lies"]
-    assert again["figures"][0]["loss"] == pytest.approx(straight[2]["loss"], rel=2e-6)
-    assert again["figures"][0]["grad_norm"] == pytest.approx(straight[2]["grad_norm"], rel=1e-5)
+    assert again["figures"][1]["loss"] == pytest.approx(straight[3]["loss"], rel=2e-6)
+    assert again["figures"][1]["grad_norm"] == pytest.approx(straight[3]["grad_norm"], rel=1e-5)
+
+
+def start(devices: int, *arguments) -> subprocess.Popen:
+    command = [sys.executable, SCRIPT, "process", *map(str, arguments)]
+    return subprocess.Popen(command, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def told_by(process: subprocess.Popen, code: int) -> str:
+    try:
+        told = process.communicate(timeout=200)[1]
+    finally:
+        process.kill()
+    assert process.returncode == code, told[-3000:]
+    return told
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    """Two processes of two devices each train until the second is told to stop; then one process of one device continues."""
+    folder = tmp_path_factory.mktemp("processes")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    together = [start(2, folder, 50, address, 2, index) for index in range(2)]
+    told = [told_by(process, 143) for process in together]
+    return folder, [*told, told_by(start(1, folder, 4), 0)]
+
+
+def test_processes_train_as_one_and_stop_at_the_same_step(found, processes):
+    """The signal came before the first step of the second process: it is read with that step, two steps later."""
+    folder, (first, _, alone) = processes
+    assert "stopped by SIGTERM: saved at step 3;" in first and "continues at step 3" in alone
+    entries = [entry for entry in read_metrics(folder / "run") if "loss" in entry]
+    assert [entry["step"] for entry in entries] == [1, 2, 3, 4]
+    for entry, expected in zip(entries, found["generator"][str(ONE)]["figures"], strict=True):
+        assert entry["loss"] == pytest.approx(expected["loss"], rel=2e-6)
+        assert entry["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
+
+
+def test_only_the_first_process_tells(processes):
+    _, (first, second, alone) = processes
+    assert "2 processes, 4 devices (cpu), mesh replica 1 x fsdp 4 x tensor 1 x sequence 1" in first and "step 2/50" in first
+    assert "step 2" not in second and "MiB" not in second
+    assert "mesh" not in alone

@@ -11,6 +11,8 @@ import threading
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from mmgen_tokenizers.errors import UserError, is_full_disk
@@ -18,6 +20,7 @@ from regression import Regression, batches, experiment, run, validation
 
 from mmgen.training import checkpoint, loop
 from mmgen.training.metrics import MetricsLog, read_metrics
+from mmgen.training.state import TrainState
 
 
 def losses(folder) -> dict[int, float]:
@@ -198,6 +201,19 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(reference, tmp_path, how)
         run(tmp_path, ema=0.5, steps=20, keep=3)
     assert losses(tmp_path) == losses(reference.folder)
     assert steps_in(tmp_path) == [10, 15, 20] and (tmp_path / "checkpoints/damaged-10").is_dir()
+
+
+def test_a_bit_that_flips_in_a_large_file_is_noticed(tmp_path):
+    """Small arrays lie in files that have checksums of their own, large ones do not."""
+    state = TrainState(jnp.int32(5), {"kernel": jax.random.normal(jax.random.key(0), (512, 512))}, {}, {}, {})
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    with checkpoint.Checkpoints(tmp_path, 1) as checkpoints:
+        checkpoints.save(state, {}, None)
+        checkpoints.wait()
+        assert (checkpoints.restore(5, like).params["kernel"] == state.params["kernel"]).all()
+        damage(tmp_path / "5", "one bit flipped")
+        with pytest.raises(UserError, match="its numbers are not those that were saved"):
+            checkpoints.restore(5, like)
 
 
 def test_nothing_is_moved_where_no_checkpoint_can_be_read(tmp_path):
