@@ -115,6 +115,19 @@ class GeneratorTask:
 
 
 @dataclass(frozen=True)
+class MeshSizes:
+    """How devices share the work: their number along each axis of the mesh; -1, of one axis, is the rest of them.
+
+    The results are the same to rounding; a run may continue on another mesh.
+    """
+
+    replica: int = 1  # copies of the whole state: each takes a part of the batch
+    fsdp: int = -1  # takes a part of the batch too, and keeps a piece of all parameters, optimizer state and averaged weights
+    tensor: int = 1  # splits heads, MLP units and the vocabulary
+    sequence: int = 1  # splits the slots of each sample
+
+
+@dataclass(frozen=True)
 class Experiment:
     task: TokenizerTask | GeneratorTask
     data: Data
@@ -131,6 +144,7 @@ class Experiment:
     every_preview: int = 1000
     every_checkpoint: int = 1000
     keep: int = 2  # checkpoints kept
+    mesh: MeshSizes = MeshSizes()
 
     def __post_init__(self):
         if min(self.batch, self.accumulate) < 1 or self.batch % self.accumulate:

@@ -3,6 +3,9 @@
 EXPERIMENT.py has a function experiment() that returns an mmgen.Experiment. Any of its fields can be changed by
 --any.field VALUE; `mmgen info EXPERIMENT.py` lists them all. Ctrl-C saves and stops.
 
+All devices are used; --mesh.replica, --mesh.fsdp, --mesh.tensor and --mesh.sequence say how. On SLURM, Open MPI and TPU pods
+(GKE too) the processes of a job find each other; elsewhere each is told by --coordinator, --processes and --process.
+
 example:
   mmgen train experiments/shapes/generator.py --out runs/mine --steps 2000 --optimizer.schedule.peak 1e-3
   mmgen train experiments/shapes/tokenizer.py --data.source.kind ImageFolder --data.source.folder my_pictures
@@ -22,6 +25,9 @@ def parser() -> Parser:
     p = Parser("mmgen train", __doc__, takes_fields=True)
     p.add_argument("experiment", metavar="EXPERIMENT.py")
     p.add_argument("--out", metavar="RUN", help="run folder (default: runs/<folder>_<name of the file>)")
+    p.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, where several processes train together")
+    p.add_argument("--processes", type=int, metavar="N", help="how many they are")
+    p.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
     return p
 
 
@@ -34,6 +40,9 @@ def main(arguments: Sequence[str]) -> None:
     experiment = config.overrides(config.load_experiment(path), args.fields)
     out = Path(args.out) if args.out else Path("runs") / f"{path.resolve().parent.name}_{path.stem}"
 
+    from mmgen.parallel import distributed
     from mmgen.training.loop import train
+
+    distributed.initialize(args.coordinator, args.processes, args.process)
 
     train(experiment, out)

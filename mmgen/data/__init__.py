@@ -1,7 +1,7 @@
 """Data: sources of pictures by index, and batches of them. No TensorFlow is imported here or behind it."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mmgen_tokenizers.errors import UserError, nearest
@@ -60,10 +60,11 @@ def batches(
     shuffle: bool = True,
     repeat: bool = True,
     source: Source | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
     """Batches `start`, `start` + 1, ... of the stream that `Batches` describes. `source`: the opened one, to use it again."""
     source = open_source(data) if source is None else source
-    return Batches(source, data, batch, seed, shuffle, repeat).iterate(start)
+    return Batches(source, data, batch, seed, shuffle, repeat, rows).iterate(start)
 
 
 def parse_source(spec: str, data_dir: str | Path | None = None) -> config.Source:

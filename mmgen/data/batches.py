@@ -7,14 +7,12 @@ index cipher that takes 5 ms a picture where there are only ten, and 3 s to impo
 import functools
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice
 from typing import Any
 
-import jax
 import numpy as np
-from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.pictures import fit
 
 from mmgen.config import Data
@@ -52,8 +50,8 @@ class Batches:
 
     "image" uint8 [B, size, size, 3], "ids" int32 [B, N(, G)], "label" int32 [B], "text" list of str: what the source has.
     With `shuffle` every epoch has an order of its own; with `repeat` there are batches without end, else those of one epoch,
-    without the last, smaller one unless it is the only one. `host` = (index, count): the rows of each batch that this
-    process feeds (default: as jax.distributed says); all hosts together see the same batch whatever their number.
+    without the last, smaller one unless it is the only one. `rows`: those of each batch that this host reads (default: all);
+    all hosts together see the same batch whatever their number.
     """
 
     def __init__(
@@ -64,15 +62,12 @@ class Batches:
         seed: int = 0,
         shuffle: bool = True,
         repeat: bool = True,
-        host: tuple[int, int] | None = None,
+        rows: Sequence[int] | None = None,
     ):
-        index, hosts = host or (jax.process_index(), jax.process_count())
-        if batch % hosts:
-            raise UserError(f"batch {batch} is not a multiple of the {hosts} hosts")
         self._count = len(source)
         self._repeat = repeat
         self._batch = batch if repeat else min(batch, self._count)
-        self._rows = range(index * batch // hosts, (index + 1) * batch // hosts)
+        self._rows = range(batch) if rows is None else rows
         self._source, self._data, self._seed = source, data, seed % 2**32
         self._order = functools.lru_cache(2)(self._permutation if shuffle else lambda _: range(self._count))
 

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from mmgen.model.config import GeneratorConfig
 from mmgen.model.layers import LayerNorm, norm_of, product, weight
+from mmgen.parallel.rules import constrain
 
 
 class VocabularyHead(nnx.Module):
@@ -46,6 +47,7 @@ class VocabularyHead(nnx.Module):
         """float32 [B, N, V], or [B, N, G, V] with groups."""
         y = jnp.matmul(features, self.map[...].astype(features.dtype), preferred_element_type=jnp.float32)
         y = y + self.bias[...].astype(jnp.float32) if hasattr(self, "bias") else y
+        y = constrain(y, "batch", "sites", "vocab")
         return y.reshape(*y.shape[:2], self.groups, self.size) if self.groups > 1 else y
 
 

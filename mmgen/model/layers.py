@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from mmgen.model.config import BlockConfig
 from mmgen.model.positions import rotate
+from mmgen.parallel.rules import constrain, one_cpu
 
 STANDARD_DEVIATION = 0.02  # of every initial weight (LlamaGen, arXiv 2406.06525)
 
@@ -26,7 +27,7 @@ def product(x: Float[Array, "b s d"], w: nnx.Param | Array) -> Float[Array, "b s
     """x times a matrix. Rows are flattened on a CPU: XLA transposes the gradient of a three-dimensional product, at a third of
     a training step's time; elsewhere batch and slots stay apart, because they may lie on different axes of the mesh."""
     w = w[...].astype(x.dtype)
-    if jax.default_backend() != "cpu":
+    if not one_cpu():
         return x @ w
     return (x.reshape(-1, x.shape[-1]) @ w).reshape(*x.shape[:-1], -1)
 
@@ -153,7 +154,7 @@ class Block(nnx.Module):
         return y + self.out_bias[...] if c.bias else y
 
     def mlp(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        y = product(self.hidden(x), self.down)
+        y = product(constrain(self.hidden(x), "batch", "slots", "mlp"), self.down)
         return y + self.down_bias[...] if self.config.bias else y
 
     def branches(self, condition: Float[Array, "b #s m"]) -> tuple[Modulation, Modulation]:

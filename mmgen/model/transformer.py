@@ -23,6 +23,7 @@ from mmgen.model.inputs import Slots, condition_embedding, input_rule, places_of
 from mmgen.model.layers import Block, norm_of, weight
 from mmgen.model.masking import holes
 from mmgen.model.positions import rotary_angles
+from mmgen.parallel.rules import constrain, gathered, one_cpu
 from mmgen.plan.plan import INDEX, GenerationPlan, PlanBatch
 
 __all__ = ["axes", "build_plan", "forward", "init", "loss"]
@@ -174,9 +175,9 @@ def forward(
     """
     plan, extra = build_plan(c), plan_batch(c, batch)
     params = cast(c, params, dtype)
-    ends = ends_of(c, params)
+    ends = ends_of(c, {**params, "ends": gathered(params["ends"], axes(c)["ends"])})
     slots = slots_of(plan, extra)
-    x = embed(ends, batch, plan, slots)
+    x = constrain(embed(ends, batch, plan, slots), "batch", "slots", "embed")
     keys = jax.random.split(jax.random.key(0) if key is None else key, c.layers + 1)
     x = _drop(c.dropout.token if key is not None else 0.0, keys[-1])(x)
     angles = rotary_angles(c.block, slots.position)
@@ -186,7 +187,8 @@ def forward(
     def layer(x, inputs):
         p, key_layer, path = inputs
         drops = _layer_drops(c, key_layer, path) if key is not None else {}
-        return layer_of(c, p)(x, angles, lambda q, k, v: attend(q, k, v, mask), condition=modulator, **drops), None
+        x = layer_of(c, p)(x, angles, lambda q, k, v: attend(q, k, v, mask), condition=modulator, **drops)
+        return constrain(x, "batch", "slots", "embed"), None
 
     layer = jax.checkpoint(layer) if c.remat else layer
     path = jnp.asarray(c.dropout.path * np.arange(c.layers) / max(1, c.layers - 1), jnp.float32)
@@ -231,7 +233,7 @@ def masked_loss(
 
 def _through(layer, x: Array, stacked) -> Array:
     """Layer after layer: a scan, whose compilation does not grow with depth; on a CPU one by one, which saves copies."""
-    if jax.default_backend() != "cpu":
+    if not one_cpu():
         return jax.lax.scan(layer, x, stacked)[0]
     for i in range(len(jax.tree.leaves(stacked)[0])):
         x, _ = layer(x, jax.tree.map(operator.itemgetter(i), stacked))

@@ -4,17 +4,24 @@ A checkpoint holds the state and the experiment as JSON; the position in the dat
 temporary folder and renames it when all is there, so a killed run finds its last complete one.
 """
 
+import json
 import logging
 import math
+import shutil
+import warnings
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jaxtyping import Array, UInt32
 from mmgen_tokenizers.errors import UserError, full_disk
 from orbax.checkpoint import checkpoint_managers as policies
 
-from mmgen.training.state import TrainState
+from mmgen.parallel.distributed import all_say, first_process, in_turn
+from mmgen.training.state import TrainState, shardings
+
+CHECKSUM, METADATA = "checksum", "_CHECKPOINT_METADATA"
 
 
 class Checkpoints:
@@ -26,6 +33,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs every rename; its errors reach us as exceptions
         self.folder = Path(folder).absolute()
+        self._pass_over_unfinished()
         best = policies.BestN(get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(max(keep, 1)), best]),
@@ -35,7 +43,7 @@ class Checkpoints:
             enable_async_checkpointing=True,
             async_options=ocp.AsyncOptions(timeout_secs=3600),
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "experiment"))
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "experiment", CHECKSUM))
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint."""
@@ -54,7 +62,11 @@ class Checkpoints:
         with full_disk(self.folder):
             self._manager.save(
                 int(state.step),
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state), experiment=ocp.args.JsonSave(experiment)),
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    experiment=ocp.args.JsonSave(experiment),
+                    **{CHECKSUM: ocp.args.JsonSave({"bits": int(checksum(state))})},
+                ),
                 metrics={"loss": validation_loss} if validation_loss is not None and math.isfinite(validation_loss) else None,
             )
 
@@ -64,16 +76,61 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state of that checkpoint; `like` tells shapes and types (`abstract_state`)."""
+        """The state of that checkpoint; `like` tells shapes, types and shardings (`abstract_state`), of any mesh."""
+        wanted = {"state": ocp.args.StandardRestore(like)}
+        if (self.folder / str(step) / CHECKSUM).exists():  # runs that began before there were checksums have none
+            wanted[CHECKSUM] = ocp.args.JsonRestore()
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
+            restored = self._manager.restore(step, args=ocp.args.Composite(**wanted))
+            if CHECKSUM in wanted and int(checksum(restored["state"])) != restored[CHECKSUM]["bits"]:
+                raise ValueError("its numbers are not those that were saved")
         except (ValueError, KeyError, OSError) as error:
-            raise UserError(
-                f"cannot read the checkpoint {self.folder / str(step)} ({str(error).splitlines()[0][:200]}): "
-                "remove that folder to continue from the one before it"
-            ) from error
+            raise _cannot_read(self.folder / str(step), error) from error
         # A copy made by XLA: arrays that come from a file cannot always be donated, which costs a second state in memory.
-        return jax.block_until_ready(jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(restored["state"]))
+        copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings(like))
+        return jax.block_until_ready(copy(restored["state"]))
+
+    def restore_newest(self, like: TrainState) -> TrainState | None:
+        """The newest state that can be read; None without any checkpoint. Damaged ones after it are named and put aside.
+
+        Raises UserError where there are checkpoints and none can be read: then nothing is moved.
+        """
+        damaged: dict[int, UserError] = {}
+        for step in reversed(self.all()):
+            state = None
+            try:
+                state = self.restore(step, like)
+            except UserError as error:
+                damaged[step] = error
+            if all_say(state is not None):
+                self._put_aside(damaged, step)
+                return state
+            damaged.setdefault(step, UserError(f"another process cannot read the checkpoint {self.folder / str(step)}"))
+        if damaged:
+            raise damaged[max(damaged)]
+        return None
+
+    def _pass_over_unfinished(self) -> None:
+        """Puts steps aside whose files of figures cannot be read, which orbax does before anybody asks for the step."""
+        with in_turn():
+            errors = {int(path.name): _unreadable(path) for path in self.folder.glob("*") if path.name.isdigit()}
+            good = max((step for step, error in errors.items() if error is None), default=None)
+            damaged = {}
+            for step, error in errors.items():
+                if error and good and step < good and not (self.folder / str(step) / METADATA).exists():
+                    shutil.rmtree(self.folder / str(step))  # a kill came while an old checkpoint was being removed
+                elif error:
+                    damaged[step] = error
+            if damaged and good is None:
+                raise damaged[max(damaged)]
+            _put_aside(self.folder, damaged, good)
+
+    def _put_aside(self, damaged: dict[int, UserError], good: int) -> None:
+        with in_turn():
+            if first_process():
+                _put_aside(self.folder, damaged, good)
+        if damaged:
+            self._manager.reload()
 
     def __enter__(self):
         return self
@@ -81,6 +138,41 @@ class Checkpoints:
     def __exit__(self, *exception):
         with full_disk(self.folder):
             self._manager.close()
+
+
+@jax.jit
+def checksum(state: TrainState) -> UInt32[Array, ""]:
+    """Of the bits of all arrays, the same on any mesh: a file can change without the file's format noticing it."""
+
+    def bits(x: Array) -> UInt32[Array, ""]:
+        words = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+        return words.astype(jnp.uint32).sum(dtype=jnp.uint32)
+
+    return sum(((2 * i + 1) * bits(x) for i, x in enumerate(jax.tree.leaves(state))), jnp.uint32(0))
+
+
+def _cannot_read(folder: Path, error: Exception) -> UserError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return UserError(f"cannot read the checkpoint {folder} ({reason}): it is damaged, or of another version")
+
+
+def _unreadable(folder: Path) -> UserError | None:
+    """What is wrong with the small files of a step; None where they are whole."""
+    try:
+        for path in (folder / METADATA, *folder.glob("metrics/metrics")):
+            json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        return _cannot_read(folder, error)
+    return None
+
+
+def _put_aside(folder: Path, damaged: dict[int, UserError], good: int) -> None:
+    """Renames what would stand in the way of the run's next checkpoints, and names it."""
+    for step, error in damaged.items():
+        free = (folder / f"damaged-{step}{suffix}" for suffix in ("", *(f"-{i}" for i in range(1, 1000))))
+        aside = next(path for path in free if not path.exists())
+        (folder / str(step)).rename(aside)
+        warnings.warn(f"{error}; moved it to {aside.name}, continuing from step {good}", stacklevel=3)
 
 
 def _loss(figures: dict[str, float]) -> float:

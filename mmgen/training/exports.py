@@ -3,10 +3,10 @@
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import jax
-import numpy as np
 from mmgen_tokenizers.files import write_json
 
+from mmgen.parallel.distributed import first_process
+from mmgen.parallel.mesh import on_host
 from mmgen.training.state import Tree
 
 STEP = "step.json"  # {"step": which weights these are}; absent while they are being replaced
@@ -23,8 +23,9 @@ class Exports:
     def start(self, weights: Tree, step: int) -> None:
         """Returns when the weights are copied to the host. Errors of the export before come up here."""
         self.wait()
-        copied = jax.tree.map(np.array, weights)  # np.asarray may be a view of memory that the next step takes over
-        self._pending = self._thread.submit(self._write, copied, step)
+        copied = on_host(weights)
+        if first_process():
+            self._pending = self._thread.submit(self._write, copied, step)
 
     def _write(self, weights: Tree, step: int) -> None:
         (self._folder / STEP).unlink(missing_ok=True)

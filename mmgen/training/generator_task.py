@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import mmgen_tokenizers as mt
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Int
 from mmgen_tokenizers.api import FAMILIES
 from mmgen_tokenizers.errors import UserError
@@ -26,6 +27,7 @@ from mmgen.model import transformer
 from mmgen.model.config import ClassCondition, FeatureCondition, NextScale, RandomOrder, TextCondition
 from mmgen.model.inputs import adopt
 from mmgen.model.orders import draw_orders, in_orders
+from mmgen.parallel.rules import by_rows
 from mmgen.training.optimizer import adamw
 from mmgen.training.state import Tree
 from mmgen.training.tasks import compute_dtype, to_float, training_batches, validation_batches
@@ -66,6 +68,9 @@ class GeneratorTraining:
             params = adopt(self.config, params, self.tokenizer.params["quantizer"])
         return params, {}
 
+    def axes(self, params: Tree, mesh: Mesh) -> Tree:
+        return transformer.axes(self.config)
+
     def start(self) -> Tree:
         return {}
 
@@ -92,7 +97,11 @@ class GeneratorTraining:
         if "image" not in batch:
             return batch
         encode = FAMILIES[self.tokenizer.family][1].encode
-        ids = encode(self.tokenizer.config, frozen["tokenizer"], to_float(batch["image"]), jnp.float32)  # as `tokenize` does
+
+        def ids_of(tokenizer: Tree, pictures: jax.Array) -> jax.Array:
+            return encode(self.tokenizer.config, tokenizer, to_float(pictures), jnp.float32)  # as `tokenize` does
+
+        ids = by_rows(ids_of)(frozen["tokenizer"], batch["image"])
         return {"ids": ids} | {name: value for name, value in batch.items() if name != "image"}
 
     def drop_condition(self, batch: Tree, key: jax.Array) -> Tree:

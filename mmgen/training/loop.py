@@ -12,22 +12,25 @@ from typing import Literal
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from mmgen_tokenizers.cache import use_compilation_cache
 from mmgen_tokenizers.configs import to_json
 from mmgen_tokenizers.errors import UserError, full_disk
 
 from mmgen import config
 from mmgen.config import Experiment
+from mmgen.parallel.distributed import first_process, in_turn
+from mmgen.parallel.mesh import feed, mesh_of, on_all, on_host, table, under
 from mmgen.training.checkpoint import Checkpoints
 from mmgen.training.exports import STEP, Exports
 from mmgen.training.metrics import read_metrics
 from mmgen.training.report import Report, due
-from mmgen.training.state import TrainState, Tree, abstract_state, initial_state
+from mmgen.training.state import TrainState, Tree, abstract_state, initial_state, shardings
 from mmgen.training.step import make_step
 from mmgen.training.stopping import Stop
 
 AHEAD = 2  # steps dispatched before the figures of the first are read: the device has work while the host reads
-MAY_CHANGE = ("steps", "every_log", "every_validate", "every_preview", "every_checkpoint", "keep")
+MAY_CHANGE = ("steps", "every_log", "every_validate", "every_preview", "every_checkpoint", "keep", "mesh")
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,10 @@ def train(experiment: Experiment, out: str | Path | None = None) -> Result:
     kind = type(experiment.task).__name__.removesuffix("Task").lower()
     folder = Path(out if out is not None else f"runs/{kind}").absolute()
     with full_disk(folder):
-        claim(folder, experiment)
-        task = tasks.make(experiment, folder)
+        with in_turn():
+            if first_process():
+                claim(folder, experiment)
+            task = tasks.make(experiment, folder)
         return fit(experiment, task, folder, task.training_batches, task.validation_batches)
 
 
@@ -65,7 +70,7 @@ def claim(folder: Path, experiment: Experiment) -> None:
     path = folder / "experiment.json"
     if path.exists():
         names = differences(to_json(config.load(path)), to_json(experiment))
-        names = [name for name in names if name not in MAY_CHANGE]
+        names = [name for name in names if name.split(".")[0] not in MAY_CHANGE]
         saved = (folder / "export" / STEP).is_file() or any(entry.name.isdigit() for entry in folder.glob("checkpoints/*"))
         if names and saved:
             raise UserError(
@@ -95,25 +100,34 @@ def fit(
     validation_batches: Callable[[], Iterable[dict]] | None = None,
 ) -> Result:
     """The loop itself. `training_batches(k)` gives the batches k, k + 1, ...; what a task is stands in tasks.py."""
-    optimizer = task.optimizer(experiment)
+    optimizer, mesh = task.optimizer(experiment), mesh_of(experiment)
     checkpoints = Checkpoints(folder / "checkpoints", experiment.keep)
-    state = starting_state(experiment, task, optimizer, checkpoints)
+    state = starting_state(experiment, task, optimizer, checkpoints, mesh)
     start = int(state.step)
-    frozen = jax.device_put(task.frozen)
-    step, validation_step = make_step(experiment, task, optimizer), jax.jit(task.validate)
+    frozen = on_all(mesh, task.frozen)
+    step = under(mesh, make_step(experiment, task, optimizer, None if mesh is None else shardings(state)))
+    validation_step = under(mesh, jax.jit(task.validate))
     in_flight = deque()
 
+    def settle(ahead: int) -> None:
+        """Reads the figures of all steps but the last `ahead` of those that were dispatched."""
+        while len(in_flight) > ahead:
+            number, metrics, answer = in_flight.popleft()
+            report.read(number, metrics)
+            stop.hear(answer)
+
     exports = Exports(task, folder / "export")
-    with Stop() as stop, Report(experiment, task, folder, checkpoints, start) as report, checkpoints, exports:
+    with Stop(mesh) as stop, Report(experiment, task, folder, checkpoints, start) as report, checkpoints, exports:
         report.say(f"{folder}: {describe(state)}, {beginning(start, experiment.steps)}")
+        if mesh is not None:
+            report.say(table(mesh, {"parameters": state.params, "optimizer": state.opt_state, "averaged": state.ema}))
         batches = training_batches(start) if start < experiment.steps else ()
         for done, batch in zip(range(start + 1, experiment.steps + 1), batches, strict=False):
-            state, metrics = step(state, frozen, task.prepare(batch))
-            in_flight.append((done, metrics))
-            if len(in_flight) > AHEAD:
-                report.read(*in_flight.popleft())
+            state, metrics = step(state, frozen, feed(mesh, task.prepare(batch)))
+            in_flight.append((done, metrics, stop.tell()))
+            settle(AHEAD)
 
-            stopped = stop.signal  # read once: it can come at any moment
+            stopped = stop.wanted  # read once: it can come at any moment
             last = done == experiment.steps
             saves = last or stopped or due(done, experiment.every_checkpoint)
             validates = validation_batches and not stopped and (saves or due(done, experiment.every_validate))
@@ -121,17 +135,19 @@ def fit(
             if not (saves or validates or previews):
                 continue
 
-            while in_flight:  # a state is saved only when every step up to it was finite
-                report.read(*in_flight.popleft())
+            settle(0)  # a state is saved only when every step up to it was finite
             weights = exported_weights(task, state)
             figures = {}
             if validates:
-                figures = validate(validation_step, task, weights, state.extra, frozen, validation_batches())
+                inputs = (feed(mesh, task.prepare(batch)) for batch in validation_batches())
+                figures = validate(validation_step, weights, state.extra, frozen, inputs)
                 report.write(done, figures)
+            if mesh is not None and (saves or previews):
+                weights = on_host(weights)
             if saves:
                 checkpoints.save(state, to_json(experiment), figures.get("validation/loss"))
                 exports.start(weights, done)
-            if previews:
+            if previews and first_process():
                 task.preview(weights, folder / "previews", done)
             report.pace.rest()
             if stopped:
@@ -170,11 +186,10 @@ def export(run: str | Path, out: str | Path, which: Literal["last", "best"] | in
     return step
 
 
-def starting_state(experiment: Experiment, task, optimizer, checkpoints: Checkpoints) -> TrainState:
-    """The state of the last complete checkpoint, or a new one."""
-    arguments = task, optimizer, experiment.seed, experiment.ema > 0
-    latest = checkpoints.latest()
-    return initial_state(*arguments) if latest is None else checkpoints.restore(latest, like=abstract_state(*arguments))
+def starting_state(experiment: Experiment, task, optimizer, checkpoints: Checkpoints, mesh: Mesh | None) -> TrainState:
+    """The state of the last checkpoint that can be read, or a new one."""
+    arguments = task, optimizer, experiment.seed, experiment.ema > 0, mesh
+    return checkpoints.restore_newest(like=abstract_state(*arguments)) or initial_state(*arguments)
 
 
 def exported_weights(task, state: TrainState) -> Tree:
@@ -182,9 +197,9 @@ def exported_weights(task, state: TrainState) -> Tree:
     return state.ema or task.weights(state.params)
 
 
-def validate(step: Callable, task, weights: Tree, extra: Tree, frozen: Tree, batches: Iterable[dict]) -> dict[str, float]:
+def validate(step: Callable, weights: Tree, extra: Tree, frozen: Tree, batches: Iterable[Tree]) -> dict[str, float]:
     """Means over the batches, each name with "validation/" before it."""
-    metrics = [step(weights, extra, frozen, task.prepare(batch)) for batch in batches]
+    metrics = [step(weights, extra, frozen, batch) for batch in batches]
     metrics = jax.device_get(metrics)
     return {f"validation/{name}": float(np.mean([m[name] for m in metrics])) for name in metrics[0]}
 

@@ -74,8 +74,8 @@ def _tensorboard(folder: Path, step: int):
 class Progress:
     """A line on stderr: rewritten in place on a terminal, one line an entry elsewhere."""
 
-    def __init__(self, steps: int, unit: str, stream: TextIO | None = None):
-        self._steps, self._unit, self._stream = steps, unit, stream or sys.stderr
+    def __init__(self, steps: int, unit: str, stream: TextIO | None = None, silent: bool = False):
+        self._steps, self._unit, self._stream, self._silent = steps, unit, stream or sys.stderr, silent
         self._open = False  # whether the cursor stands behind a line that will be rewritten
 
     def show(self, step: int, loss: float, rate: float, seconds_a_step: float) -> None:
@@ -93,6 +93,8 @@ class Progress:
             self._open = False
 
     def _write(self, text: str, lasting: bool) -> None:
+        if self._silent:
+            return
         if self._stream.isatty():
             self._stream.write("\r\x1b[K" + text + ("\n" if lasting else ""))
             self._open = not lasting

@@ -1,4 +1,7 @@
-"""What a run tells: reads the figures of finished steps, stops at one that is not finite, writes and shows the rest."""
+"""What a run tells: reads the figures of finished steps, stops at one that is not finite, writes and shows the rest.
+
+Of several processes only the first writes and shows.
+"""
 
 import time
 from pathlib import Path
@@ -8,6 +11,7 @@ import numpy as np
 from mmgen_tokenizers.errors import UserError
 
 from mmgen.config import Experiment
+from mmgen.parallel.distributed import first_process
 from mmgen.training.checkpoint import Checkpoints
 from mmgen.training.metrics import MetricsLog, Progress
 
@@ -24,8 +28,8 @@ class Report:
         self._experiment, self._checkpoints = experiment, checkpoints
         self._unit, per_row = task.unit
         self._per_step = experiment.batch * per_row
-        self._log = MetricsLog(folder, start)
-        self._progress = Progress(experiment.steps, self._unit)
+        self._log = MetricsLog(folder, start) if first_process() else None
+        self._progress = Progress(experiment.steps, self._unit, silent=not first_process())
         self.say = self._progress.say
         self.pace = Pace()
 
@@ -34,7 +38,8 @@ class Report:
 
     def __exit__(self, *exception):
         self._progress.end()
-        self._log.close()
+        if self._log:
+            self._log.close()
 
     def read(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Waits for the figures of a step that was dispatched earlier; logs them when it is time."""
@@ -47,13 +52,17 @@ class Report:
             figures = {name: float(value) for name, value in metrics.items()}
             if seconds:
                 figures[f"{self._unit}_per_second"] = self._per_step / seconds
-            self._log.write(step, figures)
+            self._write(step, figures)
             self._progress.show(step, figures["loss"], self._per_step / seconds if seconds else 0.0, seconds)
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         """Figures that were not made by a step: validation."""
-        self._log.write(step, figures)
+        self._write(step, figures)
         self.say(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+
+    def _write(self, step: int, figures: dict[str, float]) -> None:
+        if self._log:
+            self._log.write(step, figures)
 
     def _stop_not_finite(self, step: int, metrics: dict[str, np.ndarray]) -> None:
         self._checkpoints.wait()

@@ -7,7 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
+
+from mmgen.parallel import rules
+from mmgen.parallel.mesh import under
 
 Tree = Any  # nested dicts of arrays
 
@@ -29,9 +34,13 @@ def named_key(seed: int, name: str) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), zlib.crc32(name.encode()))
 
 
-def initial_state(task, optimizer: optax.GradientTransformation, seed: int, averaged: bool) -> TrainState:
-    """The state before the first step, made on the device by one program (never twice in memory)."""
-    return jax.jit(lambda start: _make(task, optimizer, seed, averaged, start))(task.start())
+def initial_state(
+    task, optimizer: optax.GradientTransformation, seed: int, averaged: bool, mesh: Mesh | None = None
+) -> TrainState:
+    """The state before the first step, made by one program: never twice in memory, and on a mesh never whole on a device."""
+    pieces = None if mesh is None else shardings(abstract_state(task, optimizer, seed, averaged, mesh))
+    make = jax.jit(lambda start: _make(task, optimizer, seed, averaged, start), out_shardings=pieces)
+    return under(mesh, make)(task.start())
 
 
 def _make(task, optimizer: optax.GradientTransformation, seed: int, averaged: bool, start: Tree) -> TrainState:
@@ -48,6 +57,38 @@ def _replaced(params: Tree, start: Tree) -> Tree:
     return {**params, **{name: _replaced(params[name], part) for name, part in start.items()}}
 
 
-def abstract_state(task, optimizer: optax.GradientTransformation, seed: int, averaged: bool) -> TrainState:
-    """Shapes and types of `initial_state`, nothing allocated."""
-    return jax.eval_shape(lambda: _make(task, optimizer, seed, averaged, {}))
+def abstract_state(
+    task, optimizer: optax.GradientTransformation, seed: int, averaged: bool, mesh: Mesh | None = None
+) -> TrainState:
+    """Shapes, types and shardings of `initial_state`, nothing allocated."""
+    state = jax.eval_shape(lambda: _make(task, optimizer, seed, averaged, {}))
+    if mesh is None:
+        places = jax.tree.map(lambda _: SingleDeviceSharding(jax.local_devices()[0]), state)
+    else:
+        places = rules.named(_specs(task, state, mesh), mesh)
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
+
+
+def shardings(state: TrainState) -> TrainState:
+    """Where the arrays of a state (or of an abstract one) lie."""
+    return jax.tree.map(lambda x: x.sharding, state)
+
+
+def _specs(task, state: TrainState, mesh: Mesh) -> TrainState:
+    """Parameters go by their axes, optimizer state and averaged weights by their parameters'; the rest is whole everywhere."""
+    params = rules.specs(task.axes(state.params, mesh), state.params, mesh)
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: isinstance(x, P))
+    known = {_names(path): (spec, x.shape) for (path, spec), x in zip(leaves, jax.tree.leaves(state.params), strict=True)}
+
+    def like_its_parameter(path, x) -> P:
+        spec, shape = known.get(_names(path), (P(), None))
+        return spec if x.shape == shape else P()
+
+    whole = jax.tree.map(lambda _: P(), state)
+    opt_state = jax.tree_util.tree_map_with_path(like_its_parameter, state.opt_state)
+    return TrainState(whole.step, params, opt_state, task.weights(params) if state.ema else {}, whole.extra)
+
+
+def _names(path) -> tuple[str, ...]:
+    """The keys of dicts on a path: optax wraps trees like the parameters in tuples, and one a network in a dict of our own."""
+    return tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))

@@ -7,15 +7,19 @@ import jax.numpy as jnp
 import optax
 
 from mmgen.config import Experiment
+from mmgen.parallel.rules import constrain, one_cpu
 from mmgen.training.optimizer import learning_rate
 from mmgen.training.state import TrainState, Tree
 
 
-def make_step(experiment: Experiment, task, optimizer: optax.GradientTransformation) -> Callable:
+def make_step(
+    experiment: Experiment, task, optimizer: optax.GradientTransformation, shardings: TrainState | None = None
+) -> Callable:
     """Returns the jitted `step(state, frozen, batch) -> (state, metrics)`; the given state is donated.
 
     `batch` is a dict of arrays with `experiment.batch` rows, `frozen` holds networks that are used but not trained.
     Metrics are scalars on the device: the task's own, "grad_norm" (before clipping), "learning_rate" and "finite".
+    `shardings` of the state, on a mesh: the step leaves it as it lies.
     """
 
     def step(state: TrainState, frozen: Tree, batch: Tree) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -35,7 +39,7 @@ def make_step(experiment: Experiment, task, optimizer: optax.GradientTransformat
         return TrainState(state.step + 1, params, opt_state, ema, extra), metrics
 
     rate = learning_rate(experiment.optimizer.schedule, experiment.steps)
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None))
 
 
 def gradients(task, state: TrainState, frozen: Tree, batch: Tree, key: jax.Array, parts: int) -> tuple[Tree, Tree, Tree]:
@@ -45,6 +49,7 @@ def gradients(task, state: TrainState, frozen: Tree, batch: Tree, key: jax.Array
 
     # Part i takes the rows i, i + parts, ...: each device keeps the rows that it has.
     split = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+    split = jax.tree.map(lambda x: constrain(x, None, "batch", *[None] * (x.ndim - 2)), split)
 
     def one_part(carry, part):
         total, extra = carry
@@ -54,7 +59,7 @@ def gradients(task, state: TrainState, frozen: Tree, batch: Tree, key: jax.Array
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     # On a CPU, XLA runs the convolutions of a loop on one thread, eight times slower: there the loop is written out.
-    unroll = jax.default_backend() == "cpu"
+    unroll = one_cpu()
     (total, extra), metrics = jax.lax.scan(one_part, (zeros, state.extra), (jnp.arange(parts), split), unroll=unroll)
     return jax.tree.map(lambda g: g / parts, total), extra, jax.tree.map(lambda m: m.mean(0), metrics)
 

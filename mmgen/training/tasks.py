@@ -7,9 +7,12 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
+from mmgen_tokenizers.errors import UserError
 
 from mmgen.config import Experiment, TokenizerTask
 from mmgen.data import Source, batches
+from mmgen.parallel.mesh import host_rows, mesh_of, parts_of
 from mmgen.training.state import Tree
 
 VALIDATION_PICTURES = 2048  # at most; the same ones every time
@@ -25,6 +28,9 @@ class Task(Protocol):
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         """params and extra."""
+
+    def axes(self, params: Tree, mesh: Mesh) -> Tree:
+        """Logical axes (parallel/rules.py) of every parameter: a tree of tuples of names."""
 
     def start(self) -> Tree:
         """Arrays on the host that take the place of some of init's params: a nested dict like them, {} for none."""
@@ -79,12 +85,18 @@ def to_float(pictures: jax.Array) -> jax.Array:
 
 
 def training_batches(experiment: Experiment, source: Source, start: int) -> Iterator[dict]:
-    """Batches `start`, `start` + 1, ... of the experiment's data."""
-    return batches(experiment.data, experiment.batch, experiment.seed, start, source=source)
+    """Batches `start`, `start` + 1, ... of the experiment's data: of each the rows of this host."""
+    rows = host_rows(mesh_of(experiment), experiment.batch)
+    return batches(experiment.data, experiment.batch, experiment.seed, start, source=source, rows=rows)
 
 
 def validation_batches(experiment: Experiment, source: Source) -> Iterator[dict]:
     """A fixed random part of the held-out data, in batches as large as those that a step computes at once."""
-    size = experiment.batch // experiment.accumulate
-    found = batches(experiment.validation, size, seed=0, shuffle=True, repeat=False, source=source)
+    mesh = mesh_of(experiment)
+    size, parts = min(experiment.batch // experiment.accumulate, len(source)), parts_of(mesh)
+    size = size // parts * parts  # every device gets as many rows
+    if not size:
+        raise UserError(f"{len(source)} validation pictures for {parts} devices: give more, or set --validation none")
+    rows = host_rows(mesh, size)
+    found = batches(experiment.validation, size, seed=0, shuffle=True, repeat=False, source=source, rows=rows)
     return (batch for _, batch in zip(range(max(1, VALIDATION_PICTURES // size)), found, strict=False))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import mmgen_tokenizers as mt
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import UInt8
 from mmgen_tokenizers.api import family_of, shapes
 from mmgen_tokenizers.errors import UserError
@@ -21,6 +22,7 @@ from mmgen_tokenizers.quantizers import vq
 
 from mmgen.config import Data, Experiment
 from mmgen.data import batches, open_source
+from mmgen.parallel.rules import by_shape, current_mesh, gathered
 from mmgen.training.optimizer import adamw, has_matrix_axes, per_network, with_peak
 from mmgen.training.state import Tree
 from mmgen.training.tasks import compute_dtype, to_float, training_batches, validation_batches
@@ -68,6 +70,10 @@ class TokenizerTraining:
             extra["candidates"] = jnp.zeros((quantizer.size, quantizer.dim))
         return params, extra
 
+    def axes(self, params: Tree, mesh: Mesh) -> Tree:
+        """Networks are split over replica and fsdp alone: devices along tensor and sequence do the same work."""
+        return by_shape(params, mesh)
+
     def start(self) -> Tree:
         folder = self.experiment.task.start_from
         return {} if folder is None else {"model": _weights_of(folder, self.config)}
@@ -77,6 +83,7 @@ class TokenizerTraining:
         critic = self._critic(params)
 
         def loss(model: Tree):
+            model = _whole(model)
             forward = self.family.forward(self.config, model, images, self.dtype, key)
             last_layer = self.family.last_layer(self.config, model, forward) if self.losses.adaptive else None
             value, metrics = generator_loss(
@@ -104,7 +111,8 @@ class TokenizerTraining:
     def _critic(self, params: Tree) -> Callable | None:
         if not self.losses.adversarial:
             return None
-        return lambda images: discriminator.apply(self.losses.discriminator, params["discriminator"], images, self.dtype)
+        whole = _whole(params["discriminator"])
+        return lambda images: discriminator.apply(self.losses.discriminator, whole, images, self.dtype)
 
     def _critic_gradients(self, params: Tree, images: jax.Array, reconstruction: jax.Array, step: jax.Array):
         def loss(critic: Tree):
@@ -129,7 +137,7 @@ class TokenizerTraining:
     def validate(self, weights: Tree, extra: Tree, frozen: Tree, batch: Tree) -> dict[str, jax.Array]:
         """The losses without the discriminator's, which cannot be compared from step to step."""
         images = to_float(batch["image"])
-        forward = self.family.forward(self.config, weights, images, self.dtype)
+        forward = self.family.forward(self.config, _whole(weights), images, self.dtype)
         still = replace(self.losses, adversarial=0.0)
         return generator_loss(still, forward, images, 0, lpips=frozen.get("lpips"))[1]
 
@@ -161,6 +169,12 @@ class TokenizerTraining:
 
     def export(self, weights: Tree, folder: Path, step: int) -> None:
         mt.Tokenizer(self.config, weights).save(folder)
+
+
+def _whole(params: Tree) -> Tree:
+    """Each device computes with whole networks, on its own pictures; state and gradients stay in pieces."""
+    mesh = current_mesh()
+    return params if mesh is None else gathered(params, by_shape(params, mesh))
 
 
 def _check(name: str, data: Data, example: dict, size: int) -> None:

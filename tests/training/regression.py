@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmgen.config import Data, Experiment, Optimizer, Schedule, TokenizerTask
+from mmgen.parallel.rules import by_shape
 from mmgen.training.loop import claim, fit
 from mmgen.training.optimizer import adamw, has_matrix_axes
 
@@ -26,6 +27,9 @@ class Regression:
 
     def init(self, key):
         return {"dense": {"kernel": jax.random.normal(key, (8, 4)), "bias": jnp.zeros(4)}}, {"seen": jnp.zeros((), jnp.int32)}
+
+    def axes(self, params, mesh):
+        return by_shape(params, mesh)
 
     def start(self):
         return {}

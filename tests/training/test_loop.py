@@ -12,6 +12,8 @@ import time
 import types
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from mmgen_tokenizers.errors import UserError, is_full_disk
@@ -19,6 +21,7 @@ from regression import Regression, batches, experiment, run, validation
 
 from mmgen.training import checkpoint, loop
 from mmgen.training.metrics import MetricsLog, read_metrics
+from mmgen.training.state import TrainState
 
 
 def losses(folder) -> dict[int, float]:
@@ -181,13 +184,53 @@ def test_full_disk_is_recognised_however_it_is_wrapped():
     assert not is_full_disk(ValueError("something else"))
 
 
-def test_damaged_checkpoint_names_its_folder(tmp_path):
+def damage(folder: Path, how: str) -> None:
+    """What happens to the files of a checkpoint on a disk that fails, or that a copy did not finish."""
+    files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    if how == "empty folder":
+        shutil.rmtree(folder)
+        folder.mkdir()
+    elif how == "half copied":
+        for path in files:
+            path.unlink() if "ocdbt" in str(path) else None
+    elif how == "cut":
+        for path in files:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    else:
+        largest = bytearray(files[-1].read_bytes())
+        largest[len(largest) // 2] ^= 1
+        files[-1].write_bytes(largest)
+
+
+@pytest.mark.parametrize("how", ["empty folder", "half copied", "cut", "one bit flipped"])
+def test_a_damaged_checkpoint_is_named_and_passed_over(reference, tmp_path, how):
+    run(tmp_path, ema=0.5, steps=10, keep=3)
+    damage(tmp_path / "checkpoints/10", how)
+    with pytest.warns(UserWarning, match=r"checkpoints/10 .*moved it to damaged-10, continuing from step 5"):
+        run(tmp_path, ema=0.5, steps=20, keep=3)
+    assert losses(tmp_path) == losses(reference.folder)
+    assert steps_in(tmp_path) == [10, 15, 20] and (tmp_path / "checkpoints/damaged-10").is_dir()
+
+
+def test_a_bit_that_flips_in_a_large_file_is_noticed(tmp_path):
+    """Small arrays lie in files that have checksums of their own, large ones do not."""
+    state = TrainState(jnp.int32(5), {"kernel": jax.random.normal(jax.random.key(0), (512, 512))}, {}, {}, {})
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    with checkpoint.Checkpoints(tmp_path, 1) as checkpoints:
+        checkpoints.save(state, {}, None)
+        checkpoints.wait()
+        assert (checkpoints.restore(5, like).params["kernel"] == state.params["kernel"]).all()
+        damage(tmp_path / "5", "one bit flipped")
+        with pytest.raises(UserError, match="its numbers are not those that were saved"):
+            checkpoints.restore(5, like)
+
+
+def test_nothing_is_moved_where_no_checkpoint_can_be_read(tmp_path):
     run(tmp_path, steps=5)
-    for path in (tmp_path / "checkpoints/5/state").rglob("*"):
-        if path.is_file():
-            path.write_bytes(b"")
-    with pytest.raises(UserError, match="checkpoints/5"):
+    damage(tmp_path / "checkpoints/5", "cut")
+    with pytest.raises(UserError, match=r"cannot read the checkpoint .*checkpoints/5 .*damaged, or of another version"):
         run(tmp_path, steps=10)
+    assert steps_in(tmp_path) == [5]
 
 
 def test_sigterm_saves_and_exits(tmp_path, reference):

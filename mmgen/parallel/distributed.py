@@ -1,0 +1,90 @@
+"""Several processes as one program (jax.distributed): who starts it, and what only the first of them does."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+
+import jax
+from mmgen_tokenizers.errors import UserError
+
+TIMEOUT = 300  # seconds that processes wait for each other at the start
+
+# What schedulers tell each process, and jax.distributed reads by itself. A count of 1 is a job of one process.
+COUNTS = {
+    "SLURM": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+}
+
+
+def detected(environment: Mapping[str, str] = os.environ) -> str | None:
+    """What started several processes of this program, by the environment: SLURM, Open MPI, a TPU pod (also on GKE); or None."""
+    for name, (count, index) in COUNTS.items():
+        if environment.get(count, "1") != "1" and index in environment:
+            return name
+    workers = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    slices = environment.get("MEGASCALE_NUM_SLICES", "1")
+    return "TPU pod" if len(workers) > 1 or slices != "1" else None
+
+
+def initialize(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None, timeout: int = TIMEOUT
+) -> None:
+    """Joins the other processes: by the three arguments, or as the scheduler says where one is detected; else does nothing.
+
+    Must run before JAX is first used. Raises UserError where the arguments are incomplete, and where the others are not met
+    within `timeout` seconds.
+    """
+    given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
+    missing = [flag for flag, value in given.items() if value is None]
+    found = detected()
+    if len(missing) == len(given):
+        if found is None:
+            return
+    elif missing:
+        there = ", ".join(flag for flag in given if flag not in missing)
+        raise UserError(f"{there} without {', '.join(missing)}: several processes need all three")
+    elif not 0 <= process < processes or not coordinator.rpartition(":")[2].isdigit():
+        raise UserError(
+            f"--coordinator {coordinator} --processes {processes} --process {process}: the first is HOST:PORT of process 0, "
+            f"and processes count from 0 to {processes - 1}"
+        )
+    try:
+        jax.distributed.initialize(coordinator, processes, process, initialization_timeout=timeout)
+    except (RuntimeError, ValueError, OSError) as error:
+        where = coordinator or f"the coordinator that {found} names"
+        raise UserError(
+            f"process {process if process is not None else ''} did not meet the others at {where} within {timeout} s "
+            f"({str(error).splitlines()[0][:200]}): start all processes together, and let this address be that of process 0 "
+            "and reachable from all"
+        ) from error
+
+
+def first_process() -> bool:
+    """Whether this process writes logs, pictures and exports."""
+    return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def in_turn() -> Iterator[None]:
+    """The body runs in the first process, then in the others, which find what it wrote (all see the same disk)."""
+    if not first_process():
+        _meet("in turn")
+    yield
+    if first_process():
+        _meet("in turn")
+
+
+def all_say(ok: bool) -> bool:
+    """Whether every process says so; all of them must ask."""
+    if jax.process_count() == 1:
+        return ok
+    from jax.experimental.multihost_utils import process_allgather
+
+    return bool(process_allgather(ok).all())
+
+
+def _meet(name: str) -> None:
+    if jax.process_count() > 1:
+        from jax.experimental.multihost_utils import sync_global_devices
+
+        sync_global_devices(name)

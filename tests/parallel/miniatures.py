@@ -1,0 +1,168 @@
+"""Trains miniatures on meshes of fake CPU devices; prints what happened as one line of JSON.
+
+`miniatures.py meshes FOLDER` on four devices; `miniatures.py process FOLDER STEPS [ADDRESS COUNT INDEX]` as one of several
+processes, or as the only one.
+"""
+
+import json
+import os
+import re
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
+
+import jax
+import mmgen_tokenizers as mt
+import numpy as np
+from models import generator_experiment, tokenizer_experiment, write_shards
+
+import mmgen
+from mmgen.config import Data, Experiment, TokenShards
+from mmgen.model.config import BlockConfig
+from mmgen.parallel import distributed
+from mmgen.parallel.mesh import feed, make_mesh, on_all, on_host, under
+from mmgen.parallel.rules import bytes_each
+from mmgen.training import loop, tasks
+from mmgen.training.checkpoint import Checkpoints
+from mmgen.training.state import TrainState, abstract_state, initial_state, shardings
+from mmgen.training.step import make_step
+
+STEPS = 4
+ONE = None  # the program without a mesh
+GENERATOR = [ONE, (4, 1, 1, 1), (1, 4, 1, 1), (1, 1, 4, 1), (1, 2, 2, 1), (1, 1, 1, 4)]
+TOKENIZER = [ONE, (2, 2, 1, 1)]
+SAVED = (1, 4, 1, 1)  # this mesh saves a checkpoint after two steps, and these restore it
+RESTORED = [ONE, (1, 2, 2, 1)]
+PATCHES = mt.PatchGAN(channels=4, layers=1, groups=2)
+ADVERSARIAL = mt.TokenizerLosses(l1=1.0, adversarial=0.5, adversarial_start=1, adaptive=True, discriminator=PATCHES)
+
+
+def generator(folder: Path, **fields) -> Experiment:
+    """Four slots, four heads, all kinds of dropout."""
+    data = Data(TokenShards(str(folder / "shards")))
+    if not (folder / "shards").exists():
+        write_shards(folder / "shards")
+    made = generator_experiment(data, **{"batch": 8, "ema": 0.9, **fields})
+    return replace(made, task=replace(made.task, model=replace(made.task.model, block=BlockConfig(width=16, heads=4, mlp=8))))
+
+
+def tokenizer() -> Experiment:
+    return tokenizer_experiment(ADVERSARIAL, batch=8, ema=0.9)
+
+
+class Miniature:
+    """An experiment on a mesh: compiled once, its figures, the bytes on one device."""
+
+    def __init__(self, experiment: Experiment, folder: Path, shape: tuple[int, ...] | None):
+        self.mesh = shape and make_mesh(shape, tuple(jax.devices()))
+        self.task = tasks.make(experiment, folder)
+        optimizer = self.task.optimizer(experiment)
+        self.parts = self.task, optimizer, experiment.seed, True
+        self.like = abstract_state(*self.parts, self.mesh)
+        self.step = make_step(experiment, self.task, optimizer, self.mesh and shardings(self.like))
+        self.batches = [self.batch(start) for start in range(STEPS)]
+        self.frozen = on_all(self.mesh, self.task.frozen)
+        inputs = self.like, self.frozen, self.batches[0]
+        self.compiled = under(self.mesh, lambda: self.step.lower(*inputs).compile())()
+
+    def batch(self, start: int):
+        return feed(self.mesh, self.task.prepare(next(self.task.training_batches(start))))
+
+    def place(self, state: TrainState) -> TrainState:
+        """The state of another mesh on this one."""
+        return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), on_host(state), self.like)
+
+    def run(self, state: TrainState, count: int) -> tuple[TrainState, list[dict]]:
+        figures = []
+        for batch in self.batches[int(state.step) :][:count]:
+            state, metrics = under(self.mesh, self.compiled)(state, self.frozen, batch)
+            figures.append({name: float(metrics[name]) for name in ("loss", "grad_norm")})
+        return state, figures
+
+    def start(self) -> TrainState:
+        return initial_state(*self.parts, self.mesh)
+
+
+def compared(experiment: Experiment, folder: Path, shapes: list) -> dict:
+    """Per mesh: figures of a few steps from one initial state, the first gradient, the averaged weights at the end."""
+    found, first = {}, None
+    for shape in shapes:
+        miniature = Miniature(experiment, folder, shape)
+        state = miniature.start() if shape in (ONE, SAVED) else miniature.place(first)
+        first = first or on_host(state)
+        each = [bytes_each(part) for part in (state.params, state.opt_state, state.ema)]
+        start = flat(state.params)
+        state, figures = miniature.run(state, 1)
+        found[str(shape)] = {"bytes": each, "start": start, "gradient": first_moments(state)}
+        state, more = miniature.run(state, 1)
+        if shape == SAVED:
+            with Checkpoints(folder / "saved", 1) as checkpoints:
+                checkpoints.save(state, {}, None)
+        state, last = miniature.run(state, STEPS - 2)
+        found[str(shape)] |= {"figures": figures + more + last, "ema": flat(state.ema)}
+        found[str(shape)]["gathers"] = gathers(miniature.compiled.as_text())
+        if shape in RESTORED:
+            RUNNING[shape] = miniature
+    return found
+
+
+RUNNING: dict = {}
+
+
+def restored(folder: Path) -> dict:
+    """The step after the checkpoint, on other meshes than the one that saved it."""
+    found = {}
+    for shape, miniature in RUNNING.items():
+        with Checkpoints(folder / "saved", 1) as checkpoints:
+            state = checkpoints.restore_newest(miniature.like)
+        lies = all(x.sharding == like.sharding for x, like in zip(*map(jax.tree.leaves, (state, miniature.like)), strict=True))
+        found[str(shape)] = {"step": int(state.step), "lies": lies, "figures": miniature.run(state, STEPS - 2)[1]}
+    return found
+
+
+def first_moments(state: TrainState) -> list[float]:
+    """After one step of AdamW they are the clipped gradient times 1 - b1."""
+    leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
+    return flat([x for path, x in leaves if any(getattr(entry, "name", "") == "mu" for entry in path)])
+
+
+def flat(tree) -> list[float]:
+    return np.concatenate([x.ravel() for x in jax.tree.leaves(on_host(tree))]).tolist()
+
+
+def gathers(text: str) -> list[list[int]]:
+    """Shapes of what all-gathers give in a compiled program."""
+    found = re.findall(r"= \w+\[([\d,]*)\][^=]* all-gather(?:-start)?\(", text)
+    return [[int(n) for n in shape.split(",") if n] for shape in found]
+
+
+def meshes(folder: Path) -> dict:
+    made = {"generator": compared(generator(folder), folder, GENERATOR)}
+    made["restored"] = restored(folder)
+    RUNNING.clear()
+    return made | {"tokenizer": compared(tokenizer(), folder, TOKENIZER)}
+
+
+def interrupted(function, *inputs):
+    loop.feed = function
+    os.kill(os.getpid(), signal.SIGTERM)
+    return function(*inputs)
+
+
+def process(folder: Path, steps: str, address: str | None = None, *which: str) -> dict:
+    """Trains; of several processes the second gets a SIGTERM before its first step."""
+    if address:
+        distributed.initialize(address, *map(int, which), timeout=60)
+    if jax.process_index() == 1:
+        given, loop.feed = loop.feed, lambda *inputs: interrupted(given, *inputs)
+    experiment = generator(folder, steps=int(steps))
+    mmgen.train(replace(experiment, validation=experiment.data), folder / "run")
+    return {}
+
+
+if __name__ == "__main__":
+    kind, folder, *rest = sys.argv[1:]
+    print(json.dumps((meshes if kind == "meshes" else process)(Path(folder), *rest)))

@@ -1,0 +1,124 @@
+"""Meshes of four fake devices, and two processes of two, give what one device gives.
+
+One process tries all meshes, so that each program is compiled once; the tests read what it found.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+from miniatures import GENERATOR, ONE, RESTORED, SAVED, TOKENIZER
+
+from mmgen.training.metrics import read_metrics
+
+SCRIPT = Path(__file__).parent / "miniatures.py"
+MESHES = [("generator", shape) for shape in GENERATOR if shape] + [("tokenizer", shape) for shape in TOKENIZER if shape]
+
+
+def environment(devices: int) -> dict[str, str]:
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    # Compiles these programs three times as fast; later versions have no such flag.
+    flags += " --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("meshes")
+    command = [sys.executable, SCRIPT, "meshes", folder]
+    done = subprocess.run(command, env=environment(4), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout) | {"stderr": done.stderr}
+
+
+def far(a: list[float], b: list[float]) -> float:
+    """Distance of a from b as a share of the length of b."""
+    return float(np.linalg.norm(np.subtract(a, b)) / np.linalg.norm(b))
+
+
+@pytest.mark.parametrize(("kind", "shape"), MESHES, ids=str)
+def test_a_mesh_gives_the_losses_and_gradients_of_one_device(found, kind, shape):
+    """To float32 rounding: sums over a batch or over a contraction are made in another order."""
+    mine, one = found[kind][str(shape)], found[kind][str(ONE)]
+    assert len(one["figures"]) == 4 and one["figures"][3]["loss"] < one["figures"][0]["loss"]
+    for a, b in zip(mine["figures"], one["figures"], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=2e-6) and a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
+    assert far(mine["start"], one["start"]) < 1e-6
+    assert far(mine["gradient"], one["gradient"]) < 2e-6
+    assert far(mine["ema"], one["ema"]) < 1e-5
+
+
+def test_the_state_is_kept_in_pieces(found):
+    """fsdp 4 keeps a quarter of everything but a few vectors; replicas keep all of it."""
+    shares = [("generator", (1, 4, 1, 1), 0.26), ("generator", (1, 2, 2, 1), 0.27), ("tokenizer", (2, 2, 1, 1), 0.53)]
+    for kind, shape, most in shares:
+        for mine, one in zip(found[kind][str(shape)]["bytes"], found[kind][str(ONE)]["bytes"], strict=True):
+            assert mine < most * one, (kind, shape)
+    assert found["generator"]["(4, 1, 1, 1)"]["bytes"] == found["generator"][str(ONE)]["bytes"]
+
+
+def test_fsdp_gathers_parameters_one_layer_at_a_time(found):
+    """Weights of a layer have two axes; stacked ones of all layers would have three, the first of size 2."""
+    shapes = found["generator"][str(SAVED)]["gathers"]
+    assert [16, 8] in shapes and [16, 16] in shapes
+    assert not [shape for shape in shapes if len(shape) > 2 and shape[0] == 2]
+    assert "nvoluntary full rematerialization" not in found["stderr"]
+    assert not found["generator"]["(4, 1, 1, 1)"]["gathers"]
+
+
+@pytest.mark.parametrize("shape", RESTORED, ids=str)
+def test_a_checkpoint_continues_on_another_mesh(found, shape):
+    again, straight = found["restored"][str(shape)], found["generator"][str(SAVED)]["figures"]
+    assert again["step"] == 2 and again["lies"]
+    assert again["figures"][1]["loss"] == pytest.approx(straight[3]["loss"], rel=2e-6)
+    assert again["figures"][1]["grad_norm"] == pytest.approx(straight[3]["grad_norm"], rel=1e-5)
+
+
+def start(devices: int, *arguments) -> subprocess.Popen:
+    command = [sys.executable, SCRIPT, "process", *map(str, arguments)]
+    return subprocess.Popen(command, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def told_by(process: subprocess.Popen, code: int) -> str:
+    try:
+        told = process.communicate(timeout=200)[1]
+    finally:
+        process.kill()
+    assert process.returncode == code, told[-3000:]
+    return told
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    """Two processes of two devices each train until the second is told to stop; then one process of one device continues."""
+    folder = tmp_path_factory.mktemp("processes")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    together = [start(2, folder, 50, address, 2, index) for index in range(2)]
+    told = [told_by(process, 143) for process in together]
+    return folder, [*told, told_by(start(1, folder, 4), 0)]
+
+
+def test_processes_train_as_one_and_stop_at_the_same_step(found, processes):
+    """The signal came before the first step of the second process: it is read with that step, two steps later."""
+    folder, (first, _, alone) = processes
+    assert "stopped by SIGTERM: saved at step 3;" in first and "continues at step 3" in alone
+    entries = [entry for entry in read_metrics(folder / "run") if "loss" in entry]
+    assert [entry["step"] for entry in entries] == [1, 2, 3, 4]
+    for entry, expected in zip(entries, found["generator"][str(ONE)]["figures"], strict=True):
+        assert entry["loss"] == pytest.approx(expected["loss"], rel=2e-6)
+        assert entry["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
+
+
+def test_only_the_first_process_tells(processes):
+    _, (first, second, alone) = processes
+    assert "2 processes, 4 devices (cpu), mesh replica 1 x fsdp 4 x tensor 1 x sequence 1" in first and "step 2/50" in first
+    assert "step 2" not in second and "MiB" not in second
+    assert "mesh" not in alone
