@@ -44,6 +44,26 @@ class Output(NamedTuple):
     forwards: int  # of the transformer, until the last picture of a batch was done
 
 
+class Progress(NamedTuple):
+    """What `stream` gives: all sites, drawn or not yet."""
+
+    tokens: Int[np.ndarray, "b n ..."]
+    done: Bool[np.ndarray, "b n"]  # which of them are final
+
+
+class Job(NamedTuple):
+    """A call of `generate`, for all its rows."""
+
+    machine: Autoregressive | MaskedRounds
+    models: "tuple[Generator, ...]"  # the generator, and its draft
+    batches: list[dict]  # of each model
+    index: Int[np.ndarray, "b"]
+    key: jax.Array
+    settings: Settings
+    which: Filter
+    start: Start
+
+
 @dataclass(frozen=True)
 class Exported:
     """config.json of an exported generator."""
@@ -170,31 +190,80 @@ class Generator:
 
         Raises UserError for what does not fit the model.
         """
+        job = self._job(
+            (labels, prompts, features, features_mask), num, seed, first_index, Choice(decoder, window, init, coupling, draft),
+            guidance=guidance, guidance_schedule=guidance_schedule, temperature=temperature, top_k=top_k, top_p=top_p,
+            steps=steps, choice_temperature=choice_temperature, known=known, known_mask=known_mask,
+        )  # fmt: skip
+        pieces = [self._piece(job, rows) for rows in self._pieces(job)]
+        tokens = in_raster(self.config, job.batches[0], np.concatenate([tokens for tokens, _ in pieces]))
+        images = None if self.tokenizer is None else np.asarray(self.tokenizer.decode(tokens, self.config.layout))
+        return Output(tokens, images, max(forwards for _, forwards in pieces))
+
+    def stream(
+        self,
+        labels: int | str | Sequence[int | str] | None = None,
+        prompts: str | Sequence[str] | None = None,
+        features: Float[np.ndarray, "b c f"] | None = None,
+        features_mask: Bool[np.ndarray, "b c"] | None = None,
+        num: int | None = None,
+        seed: int = 0,
+        first_index: int = 0,
+        every: int = 16,
+        decoder: Literal["autoregressive", "jacobi", "speculative"] = "autoregressive",
+        window: int | Literal["auto"] | None = None,
+        init: Init | Int[np.ndarray, "b n ..."] | None = None,
+        coupling: Literal["gumbel", "maximal"] | None = None,
+        draft: "Generator | None" = None,
+        **settings,
+    ) -> Iterator[Progress]:
+        """The tokens of `generate` as they come: yields after each `every` forwards, the last time with all of them.
+
+        `settings`: guidance, guidance_schedule, temperature, top_k, top_p. Raises UserError where `generate` does, for more
+        pictures than are decoded at once, and for masked models, which draw all sites again and again.
+        """
+        if every < 1:
+            raise UserError(f"every {every} must be at least 1 forward")
         choice = Choice(decoder, window, init, coupling, draft)
-        models = (self,) if draft is None else (self, draft)
+        job = self._job((labels, prompts, features, features_mask), num, seed, first_index, choice, **settings)
+        if isinstance(job.machine, MaskedRounds):
+            raise UserError("a masked model has no final tokens before its last round: use generate")
+        (rows, *more) = self._pieces(job)
+        if more:
+            raise UserError(f"{len(job.index)} pictures do not fit in one stream: ask for at most {len(rows)}")
+        return self._stream(job, rows, every)
+
+    def _stream(self, job: Job, rows: np.ndarray, every: int) -> Iterator[Progress]:
+        given = self._given(job, rows)
+        opened, continued = self._stream_programs(job.machine, job.which)
+        carry, done = opened(*given), np.zeros(1, bool)
+        while not done.all():
+            carry, (tokens, done) = continued(carry, np.int32(every), *given)
+            tokens, done = (np.asarray(array)[: len(rows)] for array in (tokens, done))
+            yield Progress(tokens, done)
+
+    def _job(
+        self, condition: tuple, num, seed: int, first_index: int, choice: Choice,
+        known=None, known_mask=None, steps=None, choice_temperature=None, **sampling,
+    ) -> Job:  # fmt: skip
+        """The arguments of `generate`, checked."""
+        models = (self,) if choice.draft is None else (self, choice.draft)
         check_draft(*models)
         if (num := 1 if num is None else num) < 1:
             raise UserError(f"num {num} must be at least 1")
         batches = []
         for model in models:
-            batch = model._condition(labels, prompts, features, features_mask, null_allowed=known is not None)
+            batch = model._condition(*condition, null_allowed=known is not None)
             batch = with_known(model.config, model._decoder.plan, batch, known, known_mask)
             batches.append({name: np.repeat(value, num, axis=0) for name, value in batch.items()})
         times, rounds = self._rounds(steps, choice_temperature)
-        which, settings = resolve(
-            self.sampling, times, self.config.layout.codebook_size,
-            guidance=guidance, guidance_schedule=guidance_schedule, temperature=temperature, top_k=top_k, top_p=top_p,
+        which, settings = resolve(self.sampling, times, self.config.layout.codebook_size, **sampling)
+        rows = _rows(batches[0])
+        return Job(
+            self._machine(choice, rows, which), models, batches, (first_index + np.arange(rows)).astype(np.uint32),
+            jax.random.key(seed, impl="threefry2x32"), Settings(**settings, **rounds), which,
+            starting(self.config, batches[0], choice.init),
         )  # fmt: skip
-        machine = self._machine(choice, _rows(batches[0]), which)
-        start = starting(self.config, batches[0], init)
-        fixed = (jax.random.key(seed, impl="threefry2x32"), Settings(**settings, **rounds), which)
-        pieces = [
-            self._piece(machine, models, batches, start, rows, first_index, *fixed)
-            for rows in self._pieces(machine, _rows(batches[0]))
-        ]
-        tokens = in_raster(self.config, batches[0], np.concatenate([tokens for tokens, _ in pieces]))
-        images = None if self.tokenizer is None else np.asarray(self.tokenizer.decode(tokens, self.config.layout))
-        return Output(tokens, images, max(forwards for _, forwards in pieces))
 
     def _rounds(self, steps: int | None, choice_temperature: float | None) -> tuple[int, dict[str, np.float32]]:
         """How many steps decoding takes, and what only masked plans have."""
@@ -207,9 +276,9 @@ class Generator:
             raise UserError("steps and choice_temperature are settings of masked models; this one's order says its steps")
         return self._decoder.plan.times, {}
 
-    def _pieces(self, machine: Autoregressive, rows: int) -> Iterator[np.ndarray]:
+    def _pieces(self, job: Job) -> Iterator[np.ndarray]:
         """Row numbers of pieces that fit in memory."""
-        most = min(self.rows_at_once, self._fitting(machine))
+        rows, most = len(job.index), min(self.rows_at_once, self._fitting(job.machine))
         for first in range(0, rows, most):
             yield np.arange(first, min(first + most, rows))
 
@@ -224,28 +293,20 @@ class Generator:
         budget = stats["bytes_limit"] // 4 if "bytes_limit" in stats else 2 << 30
         return min(ROWS, 1 << max(0, int(np.log2(max(1, budget // machine.row_bytes())))))
 
-    def _piece(
-        self,
-        machine: Autoregressive,
-        models,
-        batches,
-        start: Start,
-        rows: np.ndarray,
-        first_index: int,
-        key,
-        settings,
-        which: Filter,
-    ) -> tuple[Int[np.ndarray, "b n ..."], int]:
-        """Tokens and forwards. Rows are filled up to a power of two: few sizes are ever compiled."""
-        fill = rows[np.minimum(np.arange(1 << (len(rows) - 1).bit_length()), len(rows) - 1)]
-        given = [
-            (model._decode_params, model._pairs({name: value[fill] for name, value in batch.items()}, which))
-            for model, batch in zip(models, batches, strict=True)
-        ]
-        extra = (start._replace(tokens=start.tokens[fill]),) if isinstance(machine, Jacobi) else ()
-        run = self._program(machine, which)
-        tokens, forwards = run(given, (first_index + fill).astype(np.uint32), key, settings, extra)
+    def _piece(self, job: Job, rows: np.ndarray) -> tuple[Int[np.ndarray, "b n ..."], int]:
+        """Tokens and forwards."""
+        tokens, forwards = self._program(job.machine, job.which)(*self._given(job, rows))
         return np.asarray(tokens)[: len(rows)], int(forwards)
+
+    def _given(self, job: Job, rows: np.ndarray) -> tuple:
+        """The arguments of a program. Rows are filled up to a power of two: few sizes are ever compiled."""
+        fill = rows[np.minimum(np.arange(1 << (len(rows) - 1).bit_length()), len(rows) - 1)]
+        models = [
+            (model._decode_params, model._pairs({name: value[fill] for name, value in batch.items()}, job.which))
+            for model, batch in zip(job.models, job.batches, strict=True)
+        ]
+        extra = (job.start._replace(tokens=job.start.tokens[fill]),) if isinstance(job.machine, Jacobi) else ()
+        return models, job.index[fill], job.key, job.settings, extra
 
     def _pairs(self, batch: dict, which: Filter) -> dict[str, np.ndarray]:
         """With the null condition of guidance behind."""
@@ -257,13 +318,28 @@ class Generator:
     def _program(self, machine: Autoregressive | MaskedRounds, which: Filter):
         if (machine, which) not in self._programs:
 
-            def run(given, index, key, settings, extra):
-                requests = [Request(params, batch, index, key, settings, which) for params, batch in given]
+            def run(*given):
                 with self._precision:
-                    return machine.decode(*requests, *extra)
+                    return machine.decode(*_requests(which, *given))
 
             self._programs[machine, which] = jax.jit(run)
         return self._programs[machine, which]
+
+    def _stream_programs(self, machine: Autoregressive, which: Filter) -> tuple:
+        """What begins, and what goes on for some forwards and shows the tokens."""
+        if (machine, which, "stream") not in self._programs:
+
+            def opened(*given):
+                with self._precision:
+                    return machine.opened(_requests(which, *given))
+
+            def continued(carry, steps, *given):
+                with self._precision:
+                    carry = machine.continued(_requests(which, *given), carry, steps)
+                return carry, machine.seen(carry)
+
+            self._programs[machine, which, "stream"] = jax.jit(opened), jax.jit(continued, donate_argnums=0)
+        return self._programs[machine, which, "stream"]
 
     def _machine(self, choice: Choice, rows: int, which: Filter) -> Autoregressive | MaskedRounds:
         """The decoder of a choice: one object, so that its program is compiled once."""
@@ -357,6 +433,11 @@ class Generator:
         if self.text is None:
             (folder / "text.model").unlink(missing_ok=True)
         write_json(folder / "config.json", {"format": FORMAT, "family": "generator", **to_json(exported)})
+
+
+def _requests(which: Filter, models: list[tuple[dict, dict]], index, key, settings: Settings, extra: tuple) -> tuple:
+    """What a decoder takes, from the arguments of its program."""
+    return *(Request(params, batch, index, key, settings, which) for params, batch in models), *extra
 
 
 def _rows(batch: dict) -> int:

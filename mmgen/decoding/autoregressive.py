@@ -117,6 +117,20 @@ class Autoregressive:
         carry = self.start(r.batch, len(r.index) * (1 + r.which.guided), r.index)
         return self.advance(r.params, carry, r.batch, r.key, r.settings, r.which).tokens[:, :-1], self.plan.times
 
+    def opened(self, given: tuple[Request]) -> Carry:
+        """For a stream: what `start` gives."""
+        (r,) = given
+        return self.start(r.batch, len(r.index) * (1 + r.which.guided), r.index)
+
+    def continued(self, given: tuple[Request], carry: Carry, steps: Int[Array, ""]) -> Carry:
+        (r,) = given
+        return self.advance(r.params, carry, r.batch, r.key, r.settings, r.which, steps)
+
+    def seen(self, carry: Carry) -> tuple[Int[Array, "b n ..."], Bool[Array, "b n"]]:
+        """Tokens, and which of them are final."""
+        done = jnp.asarray(self.plan.site_time) < carry.time
+        return carry.tokens[:, :-1], jnp.broadcast_to(done, (len(carry.tokens), self.plan.sites))
+
     def row_bytes(self) -> int:
         """Memory that one picture takes: the cache of a guided pair, and the scores of a site."""
         layout = self.config.layout

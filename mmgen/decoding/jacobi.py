@@ -33,15 +33,16 @@ class Memory(NamedTuple):
 
 
 class Jacobi(Parallel):
-    def decode(self, r: Request, start: Start) -> tuple[Int[Array, "b n ..."], Int[Array, ""]]:
-        """Tokens, and the number of forwards that the slowest row took."""
-        fixed, state = self.open(r)
+    """Takes a Request and a Start."""
+
+    def opened(self, given: tuple[Request, Start]) -> tuple[Static, State]:
+        fixed, state = self.first(given[0])
         B, shape = len(state.final), self.shape
         law = jnp.zeros((B, self.window - 1, *shape)) if self.coupling == "maximal" else None
-        state = state._replace(memory=Memory(state.final, jnp.zeros((B, 1, *shape)), law))
-        return self.run(lambda s: self.round(r, fixed, start, s), state)
+        return fixed, state._replace(memory=Memory(state.final, jnp.zeros((B, 1, *shape)), law))
 
-    def round(self, r: Request, fixed: Static, start: Start, s: State) -> State:
+    def round(self, given: tuple[Request, Start], fixed: Static, s: State) -> State:
+        r, start = given
         drafts, law = self.drafts(fixed, start, s)
         after, scores, p = self.verify(r, fixed, s, drafts, law)
         known = s.final + self.window

@@ -20,7 +20,7 @@ from mmgen.model.kv_cache import Cache
 
 
 class Static(NamedTuple):
-    """What `open` computed for all forwards."""
+    """What the first forward computed for all others."""
 
     valid: Bool[Array, "r z"]
     noise: Float[Array, "b n ..."]  # of all sites: every window reads it again, and drawing it costs more than reading it
@@ -51,8 +51,36 @@ class Parallel(Windowed):
         layout = self.config.layout
         return super().row_bytes() + (4 * layout.sites + 32 * self.window) * layout.groups * layout.codebook_size
 
-    def open(self, r: Request) -> tuple[Static, State]:
-        """The first forward."""
+    def decode(self, *given) -> tuple[Int[Array, "b n ..."], Int[Array, ""]]:
+        """Tokens, and the number of forwards (of the large model) that the slowest row took. `given`: the Request, and what
+        else the decoder takes."""
+        carry = self.continued(given, self.opened(given))
+        return self.seen(carry)[0], carry[1].forwards
+
+    def opened(self, given: tuple) -> tuple[Static, State]:
+        """After the first forward."""
+        raise NotImplementedError
+
+    def round(self, given: tuple, fixed: Static, s: State) -> State:
+        """After one more: drafts, `verify`, and what is drafted from next."""
+        raise NotImplementedError
+
+    def continued(self, given: tuple, carry: tuple[Static, State], steps: Int[Array, ""] | None = None) -> tuple[Static, State]:
+        """After `steps` more forwards, or once all rows are done."""
+        fixed, state = carry
+        last = jnp.int32(self.plan.sites if steps is None else state.forwards + steps)
+
+        def going(s: State) -> Array:
+            return jnp.any(s.final < self.plan.sites) & (s.forwards < last)
+
+        return fixed, jax.lax.while_loop(going, lambda s: self.round(given, fixed, s), state)
+
+    def seen(self, carry: tuple[Static, State]) -> tuple[Int[Array, "b n ..."], Bool[Array, "b n"]]:
+        """Tokens, and which of them are final."""
+        step = self.plan.site_time
+        return carry[1].tokens[:, step], step < carry[1].final[:, None]
+
+    def first(self, r: Request) -> tuple[Static, State]:
         carry, N = self.begin(r), self.plan.sites
         first = carry.tokens[:, self.order[:1]]
         tokens = jnp.pad(first, [(0, 0), (0, N + self.window - 1)] + [(0, 0)] * (first.ndim - 2))
@@ -60,11 +88,6 @@ class Parallel(Windowed):
         known = r.batch["known"][: len(r.index), self.order] if "known" in r.batch else None
         state = State(tokens, jnp.ones(len(tokens), jnp.int32), carry.cache, jnp.int32(1), None)
         return Static(carry.valid, jnp.moveaxis(table, 0, 1), known), state
-
-    def run(self, step, state: State) -> tuple[Int[Array, "b n ..."], Int[Array, ""]]:
-        """Tokens and the number of forwards, once all rows are done."""
-        state = jax.lax.while_loop(lambda s: jnp.any(s.final < self.plan.sites), step, state)
-        return state.tokens[:, self.plan.site_time], state.forwards
 
     def kept(self, fixed: Static, site: Int[Array, "b w"], tokens: Int[Array, "b w ..."]) -> Int[Array, "b w ..."]:
         if fixed.known is None:

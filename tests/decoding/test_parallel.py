@@ -19,6 +19,7 @@ from mmgen.model.config import (
     ClassCondition,
     FeatureCondition,
     GeneratorConfig,
+    Masked,
     NextNeighbor,
     NextToken,
     RandomOrder,
@@ -116,12 +117,13 @@ SEQUENCE = GeneratorConfig(
     block=BlockConfig(width=16, heads=2, mlp=24, position="rope_1d"),
 )  # fmt: skip
 GROUPS = dataclasses.replace(
-    RASTER, layout=TokenLayout(height=3, width=4, codebook_size=3, groups=2), condition=FeatureCondition(5, 4), depth=1
+    RASTER,
+    plan=NextToken(order=(5, 0, 11, 2, 3, 9, 10, 1, 7, 8, 4, 6)),
+    layout=TokenLayout(height=3, width=4, codebook_size=3, groups=2),
+    condition=FeatureCondition(5, 4),
+    depth=1,
 )
 FEATURES = {"features": np.random.default_rng(0).normal(size=(3, 4, 5)), "features_mask": np.tri(4, dtype=bool)[1:, ::-1]}
-
-
-ORDER = dataclasses.replace(RASTER, plan=NextToken(order=(5, 0, 11, 2, 3, 9, 10, 1, 7, 8, 4, 6)), depth=1)
 # Each sample goes through the sites that are known first.
 RANDOM = dataclasses.replace(RASTER, plan=RandomOrder(), depth=1)
 KNOWN = {"labels": [0, 1, 2], "known": np.arange(N) % 7, "known_mask": np.random.default_rng(1).random((3, N)) < 0.3}
@@ -129,8 +131,8 @@ KNOWN = {"labels": [0, 1, 2], "known": np.arange(N) % 7, "known_mask": np.random
 
 @pytest.mark.parametrize(
     ("c", "condition"),
-    [(SEQUENCE, {"prompts": ["a", "abc", ""]}), (GROUPS, FEATURES), (ORDER, {"labels": [0, 1, 2]}), (RANDOM, KNOWN)],
-    ids=["sequence, prompts", "groups, features", "order", "known tokens"],
+    [(SEQUENCE, {"prompts": ["a", "abc", ""]}), (GROUPS, FEATURES), (RANDOM, KNOWN)],
+    ids=["sequence, prompts", "order, groups, features", "known tokens"],
 )
 def test_models_of_other_kinds(c, condition):
     gen = generator(c)
@@ -157,6 +159,30 @@ def test_a_picture_does_not_depend_on_its_batch(raster):
     tokens = [raster.generate(labels=labels, **asked).tokens for labels in ([0, 1, 2], [2, 1, 1])]
     np.testing.assert_array_equal(tokens[0][1], tokens[1][1])
     assert (tokens[0][0] != tokens[1][0]).any()
+
+
+@pytest.mark.parametrize("options", [{}, JACOBI])
+def test_a_stream_shows_the_tokens_as_they_come(raster, plain, options):
+    seen = list(raster.stream(labels=LABELS[:3], seed=3, every=2, **GUIDED[0], **options))
+    before = np.zeros((3, N), bool)
+    for tokens, done in seen:
+        assert (done >= before).all() and (done.sum() > before.sum())
+        np.testing.assert_array_equal(tokens[done], plain[0][:3][done])
+        before = done
+    assert len(seen) <= N // 2 and seen[-1].done.all() and not seen[0].done.all()
+
+
+def test_what_cannot_be_streamed_is_refused(raster, monkeypatch):
+    with pytest.raises(UserError, match="every 0"):
+        raster.stream(labels=[0], every=0)
+    monkeypatch.setattr(Generator, "rows_at_once", 2)
+    with pytest.raises(UserError, match="3 pictures do not fit in one stream: ask for at most 2"):
+        raster.stream(labels=[0, 1, 2])
+    masked = dataclasses.replace(RASTER, plan=Masked(), depth=1)
+    with pytest.raises(UserError, match="masked model"):
+        generator(masked).stream(labels=[0])
+    with pytest.raises(UserError, match="not Masked"):
+        generator(masked).generate(labels=[0], decoder="jacobi", window=2)
 
 
 def test_the_loop_copies_no_cache(raster, monkeypatch):
@@ -210,7 +236,11 @@ def test_models_that_do_not_fit_are_refused(raster):
         raster.generate(labels=[0], decoder="speculative", draft=other)
     assert not window.is_sequential(NextNeighbor().build(RASTER.layout, 1))
     with pytest.raises(UserError, match="predicts in another order"):
-        raster.generate(labels=[0], decoder="speculative", draft=generator(ORDER))
+        raster.generate(
+            labels=[0],
+            decoder="speculative",
+            draft=generator(dataclasses.replace(RASTER, plan=NextToken(order=GROUPS.plan.order))),
+        )
 
 
 def test_a_draft_of_another_tokenizer_is_refused(raster, monkeypatch):
