@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import teacher
 from safetensors.numpy import load_file
 
 import mmgen
@@ -19,18 +20,18 @@ from mmgen.pretrained import export, llamagen
 pytestmark = pytest.mark.parity
 
 
-@pytest.fixture(params=["c2i", "t2i"])
-def fixture(request, parity, tmp_path):
-    folder = parity(f"llamagen_gpt_{request.param}")
+@pytest.fixture(scope="module", params=["c2i", "t2i"])
+def fixture(request, parity, tmp_path_factory):
+    folder, out = parity(f"llamagen_gpt_{request.param}"), tmp_path_factory.mktemp(request.param) / "model"
     io = dict(np.load(folder / "io.npz"))
     config = json.loads((folder / "meta.json").read_text())["config"]
-    gen = mmgen.convert("llamagen-gpt", folder / "model.safetensors", out=tmp_path / "model", config=config)
+    gen = mmgen.convert("llamagen-gpt", folder / "model.safetensors", out=out, config=config)
     if request.param == "c2i":
         condition, raw = {"labels": io["cond"]}, {"label": io["cond"]}
     else:
         condition = {"features": io["caption"], "features_mask": io["emb_mask"]}
         raw = {"features": io["caption"], "features_valid": io["emb_mask"]}
-    return folder, io, gen, condition, raw
+    return folder, out, io, gen, condition, raw
 
 
 def close(ours, theirs):
@@ -39,12 +40,12 @@ def close(ours, theirs):
 
 
 def test_hidden_states_and_logits(fixture):
-    _, io, gen, condition, raw = fixture
+    _, _, io, gen, condition, raw = fixture
     close(gen.logits(io["idx"], **condition), io["train_logits"])
     for depth in (1, 2):
-        states, part = [], replace(gen.config, depth=depth)
+        part = replace(gen.config, depth=depth)
         params = gen.params | {"blocks": jax.tree.map(lambda p: p[:depth], gen.params["blocks"])}  # noqa: B023
-        transformer.forward(part, params, raw | {"ids": io["idx"]}, collect=states)
+        states = teacher.hidden_states(part, params, raw | {"ids": io["idx"]})
         close(states[-1], io[f"h_layer{depth - 1}"])
     ends = transformer.ends_of(gen.config, gen.params)
     plan = transformer.build_plan(gen.config)
@@ -56,10 +57,10 @@ def test_hidden_states_and_logits(fixture):
 
 
 def test_loss_and_gradients(fixture):
-    _, io, gen, _, raw = fixture
+    _, _, io, gen, _, raw = fixture
     keep = io.get("valid", np.ones(len(io["idx"]), int)).astype(bool)
     batch = {name: value[keep] for name, value in (raw | {"ids": io["idx"]}).items()}
-    (value, _), grads = jax.value_and_grad(lambda p: transformer.loss(gen.config, p, batch), has_aux=True)(gen.params)
+    value, grads = teacher.loss_and_gradients(gen.config, gen.params, batch)
     np.testing.assert_allclose(value, io["loss"], rtol=1e-5)
     theirs = llamagen.to_reference(gen.config, grads)
     named = [name for name in io if name.startswith("grad::")]
@@ -72,7 +73,7 @@ def test_loss_and_gradients(fixture):
 
 
 def test_greedy_tokens(fixture):
-    _, io, gen, condition, _ = fixture
+    _, _, io, gen, condition, _ = fixture
     for name, settings in (("gen_cfg1", {"guidance": 1.0}), ("gen_cfg3", {"guidance": 3.0})):
         assert (gen.generate(**condition, top_k=1, **settings).tokens == io[name]).all()
     if "gen_cfg3_nomask" in io:
@@ -84,7 +85,7 @@ def test_greedy_tokens(fixture):
 
 
 def test_null_class(fixture):
-    _, io, gen, _, _ = fixture
+    _, _, io, gen, _, _ = fixture
     if "cond" not in io:
         with pytest.raises(mmgen_error(), match="features"):
             gen.null_label  # noqa: B018
@@ -102,8 +103,8 @@ def mmgen_error():
 
 
 def test_round_trip_is_bitwise(fixture, tmp_path):
-    folder, _, _, _, _ = fixture
-    export(mmgen.load(tmp_path / "model"), tmp_path / "back", "llamagen")
+    folder, out, *_ = fixture
+    export(mmgen.load(out), tmp_path / "back", "llamagen")
     original, back = load_file(folder / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
     assert original.keys() == back.keys()
     assert all(original[name].tobytes() == back[name].tobytes() for name in original)

@@ -43,24 +43,20 @@ def pictures(array):
     return array.transpose(0, 2, 3, 1)
 
 
-def network(tok):
-    weights = {name: p for name, p in tok.params.items() if name != "quantizer"}
-    return layers.bind(vqgan.Network, weights, tok.config)
-
-
 def test_activations(fixture):
     _, io, _, tok = fixture
-    net = network(tok)
 
     @jax.jit
-    def run(x, codes):
+    def run(weights, x, codes):
+        net = layers.bind(vqgan.Network, weights, tok.config)
         first = net.encoder.conv_in(x)
         down = net.encoder.downs["0"](net.encoder.levels["0"](first))
         z = net.decoder.conv_in(net.post_quant_conv(codes))
         deep = net.encoder(x)
         return first[:, ::8, ::8], down[:, ::4, ::4], deep, net.quant_conv(deep), z, net.decoder.middle(z)
 
-    got = run(pictures(io["image"]), pictures(io["quant"]))
+    weights = {name: p for name, p in tok.params.items() if name != "quantizer"}
+    got = run(weights, pictures(io["image"]), pictures(io["quant"]))
     for name, array in zip(("enc_conv_in", "enc_down0", "enc_out", "latents", "dec_conv_in", "dec_mid"), got, strict=True):
         close(array, io[name])
 
@@ -82,7 +78,7 @@ def test_losses_and_gradients(fixture):
     x = pictures(io["image"])
 
     @jax.jit
-    def run(params):
+    def run(params, x):
         def loss(p):
             forward = vqgan.forward(tok.config, p, x)
             return jnp.square(forward.reconstruction - x).mean() + sum(forward.losses.values()), forward
@@ -90,7 +86,7 @@ def test_losses_and_gradients(fixture):
         (total, forward), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         return total, forward, gradient, jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(gradient)))
 
-    total, forward, gradient, norm = run(tok.params)
+    total, forward, gradient, norm = run(tok.params, x)
     close(forward.reconstruction, io["recon"])
     for name, value in (("vq_loss", "codebook"), ("commit_loss", "commitment"), ("entropy_loss", "entropy")):
         np.testing.assert_allclose(forward.losses[value], io[name], rtol=1e-5)

@@ -2,9 +2,9 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
+import teacher
 from safetensors.numpy import load_file
 
 import mmgen
@@ -39,12 +39,11 @@ def test_hidden_states_logits_loss_and_gradients(fixture):
     _, _, io, gen = fixture
     batch = {"ids": io["idx"], "label": io["cond"]}
     close(gen.logits(io["idx"], labels=io["cond"]), io["train_logits"])
-    states, source = [], transformer.build_plan(gen.config).source
-    transformer.forward(gen.config, gen.params, batch, collect=states)
+    states, source = teacher.hidden_states(gen.config, gen.params, batch), transformer.build_plan(gen.config).source
     heads = transformer.ends_of(gen.config, gen.params).heads
     for i, name in enumerate(("h_norm", "h_medusa_norm")):
         close(heads[f"head{i}"].features(states[i]), io[name][:, 1 + source])
-    (value, _), grads = jax.value_and_grad(lambda p: transformer.loss(gen.config, p, batch), has_aux=True)(gen.params)
+    value, grads = teacher.loss_and_gradients(gen.config, gen.params, batch)
     np.testing.assert_allclose(value, io["loss"], rtol=1e-5)
     theirs = nar.to_reference(gen.config, grads)
     named = [name for name in io if name.startswith("grad::")]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import teacher
 from mmgen_tokenizers.errors import UserError
 from safetensors.numpy import load_file
 
@@ -52,8 +53,7 @@ def test_hidden_states(fixture):
     normed = layer.branches(condition)[0](layer.norm_attention(x))
     close(layer.attention(normed, None, lambda q, k, v: attend(q, k, v, None)), io["h_attn0"][:, :-1])
     close(layer(x, None, lambda q, k, v: attend(q, k, v, None), condition=condition), io["h_block0"][:, :-1])
-    states = []
-    transformer.forward(gen.config, gen.params, {"ids": io["ids"], "label": io["labels"]}, collect=states)
+    states = teacher.hidden_states(gen.config, gen.params, {"ids": io["ids"], "label": io["labels"]})
     close(states[0], io["h_block1"][:, :-1])
     head = transformer.ends_of(gen.config, gen.params).heads["head0"]
     close(head.features(states[0], condition)[:, 1:], io["h_final"][:, :-1])
@@ -67,8 +67,9 @@ def test_logits_and_losses_in_raster_order_and_in_each_samples_own(fixture):
     own = in_orders(gen.config, raster, jnp.asarray(io["orders"]))
     assert (own["ids"] == io["labels_perm"]).all()
     close(gen._forward(gen.params, own), io["logits_perm"][:, :-1])
+    loss = jax.jit(lambda params, batch: transformer.loss(gen.config, params, batch))
     for batch, name in ((raster, "raster"), (own, "perm")):
-        value, metrics = transformer.loss(gen.config, gen.params, batch)
+        value, metrics = loss(gen.params, batch)
         np.testing.assert_allclose(value, io[f"loss_{name}"], rtol=1e-5)
         if name == "raster":
             np.testing.assert_allclose(metrics["accuracy"], io["correct_tokens_raster"], rtol=1e-5)
