@@ -26,6 +26,7 @@ from mmgen.decoding.target import Filter, resolve
 from mmgen.model import transformer
 from mmgen.model.config import ClassCondition, FeatureCondition, GeneratorConfig, Sampling, TextCondition
 from mmgen.model.kv_cache import bytes_per_row
+from mmgen.model.layers import compute_dtype
 
 FORMAT = 1  # of config.json
 DECODERS = ("autoregressive",)
@@ -66,7 +67,7 @@ class Generator:
     ):
         self.config, self.params, self.tokenizer, self.text = config, params, tokenizer, text
         self.sampling, self.labels, self.weights = sampling, tuple(labels) if labels else None, weights
-        self.dtype = jnp.dtype(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
+        self.dtype = compute_dtype(dtype)
         self._decoder = Autoregressive(config, self.dtype)
         self._programs: dict = {}
 
