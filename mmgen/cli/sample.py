@@ -24,7 +24,7 @@ def parser() -> Parser:
     what.add_argument("--prompt", action="append", nargs="+", metavar="T", help="a text; may be given several times")
     what.add_argument("--prompts", metavar="FILE", help="a text file with one prompt a line")
     what.add_argument("--label", action="append", nargs="+", metavar="K", help="a class by number or name; several are allowed")
-    p.add_argument("-n", "--num", type=int, metavar="N", help="pictures for each prompt or label, or in all (default: 1)")
+    p.add_argument("-n", "--num", type=int, metavar="N", help="pictures for each prompt or label (1), or in all (up to 64)")
     p.add_argument("--seed", type=int, default=0, metavar="S", help="(default: 0)")
     p.add_argument("--guidance", type=float, metavar="G", help="classifier-free guidance; 1: none")
     p.add_argument("--guidance-schedule", metavar="NAME", help="constant, linear or power_cosine:P")

@@ -201,7 +201,8 @@ def forward(
 def loss(
     c: GeneratorConfig, params: dict, batch: dict, key: PRNGKeyArray | None = None, dtype: jnp.dtype = jnp.float32
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Mean cross-entropy over sites in nats, weighted by the plan, and metrics: "loss", "accuracy" (of the likeliest token)."""
+    """Mean cross-entropy of a token (with groups: a sub-token) in nats, weighted by the plan, and metrics: "loss", "accuracy"
+    (of the likeliest token)."""
     logits = forward(c, params, batch, key, dtype)
     weight = jnp.asarray(build_plan(c).loss_weight)
     value = jnp.mean(heads_module.cross_entropy(logits, batch["ids"]) * weight) / c.layout.groups
