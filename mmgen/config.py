@@ -64,7 +64,7 @@ Source = Shapes | ImageFolder | TFDS | TokenShards
 @dataclass(frozen=True)
 class Data:
     source: Source = field(default_factory=Shapes)
-    size: int = 32  # pictures are resized and cropped to size x size
+    size: int = 32  # pictures are resized and cropped to size x size; token shards have the size that they were made with
     crop: Literal["center", "random"] = "center"
     flip: bool = False  # mirror half of the pictures; wrong where captions say left and right
 

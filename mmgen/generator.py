@@ -31,6 +31,7 @@ from mmgen.decoding.speculative import Speculative
 from mmgen.decoding.target import Filter, resolve
 from mmgen.model import transformer
 from mmgen.model.config import ClassCondition, FeatureCondition, GeneratorConfig, Masked, Sampling, TextCondition
+from mmgen.model.layers import compute_dtype
 
 FORMAT = 1  # of config.json
 ROWS = 256  # pictures decoded at once, at most
@@ -90,7 +91,7 @@ class Generator:
     ):
         self.config, self.params, self.tokenizer, self.text = config, params, tokenizer, text
         self.sampling, self.labels, self.weights = sampling, tuple(labels) if labels else None, weights
-        self.dtype = jnp.dtype(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
+        self.dtype = compute_dtype(dtype)
         self._decoder = (MaskedRounds if isinstance(config.plan, Masked) else Autoregressive)(config, self.dtype)
         self._decoders: dict = {}
         self._programs: dict = {}

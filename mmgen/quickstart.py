@@ -1,4 +1,4 @@
-"""The whole path in a quarter of an hour on two CPU cores: scenes, tokenizer, token shards, generator, pictures from prompts.
+"""The whole path in about ten minutes on two CPU cores: scenes, tokenizer, token shards, generator, pictures from prompts.
 
 OUT/ tokenizer/ and generator/ (run folders)  tokens/ (shards)  report.html  figures.json  seconds.json
 """

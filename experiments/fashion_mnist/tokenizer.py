@@ -5,7 +5,7 @@
 The data set must lie prepared by TFDS as array_record in $TFDS_DATA_DIR, or else in ../shared/data/tfds beside the
 repository; another place: --data.source.data_dir DIR --validation.source.data_dir DIR. Nothing is downloaded.
 
-Result (2 CPU cores): 24.99 dB on 2,048 test pictures after 1,500 steps.
+Result: see generator.py.
 """
 
 import os

@@ -1,11 +1,11 @@
 """The command `mmgen`: finds the verb's file and runs it. JAX is imported by the verbs that compute, not here."""
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
-from mmgen_tokenizers.errors import UserError, is_full_disk, nearest, plain_warnings
+from mmgen_tokenizers.arguments import exit_code
+from mmgen_tokenizers.errors import UserError, nearest
 
 VERBS = {
     "quickstart": "train a tokenizer and a generator on embedded scenes, and draw pictures from prompts",
@@ -47,28 +47,8 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 2 for what the user can mend, 130 for ctrl-C."""
-    plain_warnings()
-    try:
-        run(sys.argv[1:] if arguments is None else arguments)
-        return 0
-    except UserError as error:
-        message = " ".join(str(error).split())
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        if error.filename is None:
-            raise
-        message = f"{error.strerror}: {error.filename}"
-    except Exception as error:
-        if not is_full_disk(error):
-            raise
-        path = getattr(error, "filename", None)
-        folder = os.path.dirname(os.path.abspath(path)) if path else os.getcwd()
-        message = f"the disk is full: free space for {folder} and start again"
-    print(f"error: {message}", file=sys.stderr)
-    return 2
+    """Returns the exit code."""
+    return exit_code(run, arguments)
 
 
 if __name__ == "__main__":

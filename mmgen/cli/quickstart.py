@@ -1,6 +1,6 @@
 """Train a tokenizer and a text-to-picture generator on embedded scenes, on this machine, and draw pictures from prompts.
 
-It needs no data and about a quarter of an hour on two CPU cores. Stopped or killed and started again, it continues. At the end
+It needs no data and about ten minutes on two CPU cores. Stopped or killed and started again, it continues. At the end
 OUT/report.html shows curves, reconstructions and samples with the checker's verdicts, OUT/figures.json has the figures.
 
 example:

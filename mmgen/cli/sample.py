@@ -25,7 +25,7 @@ def parser() -> Parser:
     what.add_argument("--prompt", action="append", nargs="+", metavar="T", help="a text; may be given several times")
     what.add_argument("--prompts", metavar="FILE", help="a text file with one prompt a line")
     what.add_argument("--label", action="append", nargs="+", metavar="K", help="a class by number or name; several are allowed")
-    p.add_argument("-n", "--num", type=int, metavar="N", help="pictures for each prompt or label, or in all (default: 1)")
+    p.add_argument("-n", "--num", type=int, metavar="N", help="pictures for each prompt or label (1), or in all (up to 64)")
     add_settings(p)
     p.add_argument("--decoder", metavar="NAME", help="autoregressive; or the same in fewer forwards: jacobi, speculative")
     p.add_argument("--window", type=_window, metavar="W", help="sites a forward computes: a number or auto (default: auto)")

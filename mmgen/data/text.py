@@ -16,7 +16,6 @@ PAD, UNKNOWN, EOS = 0, 1, 2
 SPECIAL = 3
 FILE = "text.model"
 RULE = "nmt_nfkc_cf"  # Unicode's compatibility forms, without case: "A Red" and "a red" are one
-TRAINING_CAPTIONS = 1_000_000  # more teach a vocabulary nothing new and take minutes
 
 
 def _clean(text: str) -> str:
@@ -57,8 +56,7 @@ class TextTokenizer:
         if vocabulary < 8:
             raise UserError(f"a vocabulary of {vocabulary} is too small: take at least 8, better 100 or more")
         captions = [_clean(text) for text in captions]
-        # One place of the vocabulary is for the space.
-        captions = _frequent(captions[:: 1 + len(captions) // TRAINING_CAPTIONS], vocabulary - SPECIAL - 1)
+        captions = _frequent(captions, vocabulary - SPECIAL - 1)  # one place of the vocabulary is for the space
         if not any(text.strip() for text in captions):
             raise UserError("there are no captions to learn a vocabulary from: the data needs texts")
         model = io.BytesIO()

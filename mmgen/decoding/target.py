@@ -1,7 +1,7 @@
 """The one definition of the distribution that is sampled from, of its guidance schedules, and of the noise.
 
 Guidance, then temperature, then top-k, then top-p, in float32. The noise is a pure function of (seed, sample index, site), so
-that any exact decoder gives the same tokens, whatever the batch around them (research: Gumbel coupling, arXiv 2002.09928).
+that any exact decoder gives the same tokens, whatever the batch around them (Gumbel coupling, arXiv 2002.09928).
 """
 
 from dataclasses import dataclass

@@ -13,10 +13,9 @@ import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
-from mmgen_tokenizers.pictures import to_uint8
+from mmgen_tokenizers.pictures import to_float, to_uint8
 
 from mmgen.generator import Generator
-from mmgen.training.tasks import to_float
 
 CHUNK = 500  # pictures classified at once
 

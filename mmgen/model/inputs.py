@@ -170,7 +170,7 @@ INPUT_RULES: dict[type, type[nnx.Module]] = {  # of each kind of plan
 }
 
 
-def input_rule(c: GeneratorConfig, rngs: nnx.Rngs) -> nnx.Module:
+def input_rule(c: GeneratorConfig, rngs: nnx.Rngs) -> InputRule:
     """The rule that the plan of `c` reads its inputs by."""
     return INPUT_RULES[type(c.plan)](c, rngs)
 

@@ -206,7 +206,8 @@ def forward(
 def loss(
     c: GeneratorConfig, params: dict, batch: dict, key: PRNGKeyArray | None = None, dtype: jnp.dtype = jnp.float32
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Mean cross-entropy over sites in nats, weighted by the plan, and metrics: "loss", "accuracy" (of the likeliest token)."""
+    """Mean cross-entropy of a token (with groups: a sub-token) in nats, weighted by the plan, and metrics: "loss", "accuracy"
+    (of the likeliest token)."""
     if isinstance(c.plan, Masked):
         return masked_loss(c, params, batch, key, dtype)
     logits = forward(c, params, batch, key, dtype)

@@ -1,4 +1,4 @@
-"""What is predicted when, and from what: integer arrays over slots and sites (DESIGN section 2). Host side, no parameters.
+"""What is predicted when, and from what: integer arrays over slots and sites (README.md). Host side, no parameters.
 
 A *slot* is one position that the transformer computes; a *site* is what is predicted at once. Time runs over 0 .. T-1: at time
 t the slots with reads == t are computed and the sites with site_time == t are sampled from them. Slots with negative times are
@@ -16,8 +16,8 @@ CONDITION, CONTENT, QUERY, PADDING = range(4)
 NEVER = 2**30  # visible: nobody may read this slot
 NOWHERE = -1  # position: this slot has no place, its rotary angles are zero vectors
 # The columns of `position`.
-ROW, COLUMN, SCALE, INDEX, FRAME, TARGET_ROW, TARGET_COLUMN = range(7)
-POSITIONS = 7
+ROW, COLUMN, SCALE, INDEX, TARGET_ROW, TARGET_COLUMN = range(6)
+POSITIONS = 6
 
 
 class PlanBatch(NamedTuple):
@@ -30,7 +30,7 @@ class PlanBatch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class GenerationPlan:
-    """See the module's docstring; `research` names and meanings of the arrays are those of DESIGN section 2.
+    """The arrays, whose meanings stand in the table of README.md.
 
     Raises ValueError where the arrays contradict each other: a slot that embeds a token before it is sampled, or a site that is
     combined from slots of another time than its own.

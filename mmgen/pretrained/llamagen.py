@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.files import flatten, rename, unflatten
-from mmgen_tokenizers.pretrained.from_weights import settings
+from mmgen_tokenizers.pretrained.from_weights import agree, settings
 
 from mmgen.model import transformer
 from mmgen.model.config import (
@@ -59,8 +59,7 @@ SIZES: Sizes = {
     "GPT-3B": (24, 32, 3200, 8704, 1.65),
 }
 USED = ("block_size", "n_head", "n_kv_head", "norm_eps", "rope_base")
-SHOWN = {"dim": "width", "n_layer": "depth", "vocab_size": "codebook size", "num_classes": "classes",
-         "cls_token_num": "condition slots", "caption_dim": "feature width", "ffn_hidden": "MLP width"}  # fmt: skip
+SHOWN = ("dim", "n_layer", "vocab_size", "num_classes", "cls_token_num", "caption_dim", "ffn_hidden")
 IGNORED = (
     "model_type", "multiple_of", "head_dim", "uncond_tokens", "ffn_dim_multiplier", "initializer_range", "token_dropout_p",
     "attn_dropout_p", "resid_dropout_p", "ffn_dropout_p", "drop_path_rate", "class_dropout_prob", "max_batch_size",
@@ -129,7 +128,7 @@ def configure(
         ),
         depth=depth,
     )
-    _check_given(given, model)
+    agree(family, given, _shown(model))
     if isinstance(condition, FeatureCondition):
         return model, Sampling(guidance=7.5, top_k=1000)
     return model, Sampling(guidance=guidance)
@@ -144,8 +143,8 @@ def _condition(state: dict[str, np.ndarray]) -> ClassCondition | FeatureConditio
     return FeatureCondition(width=width, length=length)
 
 
-def _check_given(given: dict, model: GeneratorConfig) -> None:
-    """Sizes that the user states must be those of the weights."""
+def _shown(model: GeneratorConfig) -> dict[str, int]:
+    """Sizes that the weights show, by LlamaGen's names."""
     shown = {
         "dim": model.block.width,
         "n_layer": model.depth,
@@ -154,12 +153,8 @@ def _check_given(given: dict, model: GeneratorConfig) -> None:
         "cls_token_num": model.condition.slots,
     }
     if isinstance(model.condition, ClassCondition):
-        shown["num_classes"] = model.condition.classes
-    else:
-        shown["caption_dim"] = model.condition.width
-    for key, value in shown.items():
-        if given.get(key) not in (None, value):
-            raise UserError(f"config says {key} ({SHOWN[key]}) {given[key]}, the checkpoint's tensors {value}")
+        return shown | {"num_classes": model.condition.classes}
+    return shown | {"caption_dim": model.condition.width}
 
 
 def reference_shapes(c: GeneratorConfig, rows: Sequence = ROWS, plan: Plan = PLAN) -> dict[str, tuple[int, ...]]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.files import flatten, rename, unflatten
-from mmgen_tokenizers.pretrained.from_weights import settings
+from mmgen_tokenizers.pretrained.from_weights import agree, settings
 
 from mmgen.model import transformer
 from mmgen.model.config import BlockConfig, ClassCondition, Dropout, GeneratorConfig, NextScale, Sampling
@@ -93,12 +93,9 @@ def configure(state: dict[str, np.ndarray], config: dict | None, tokenizer=None)
     shared = "shared_ada_lin.1.weight" in state
     shown = {
         "depth": depth, "embed_dim": width, "mlp_ratio": mlp / width, "num_classes": condition.classes, "shared_aln": shared,
-        "V": len(state["head.bias"]), "Cvae": channels, "patch_nums": list(tokenizer.quantizer.scales),
+        "V": len(state["head.bias"]), "Cvae": channels, "patch_nums": tokenizer.quantizer.scales,
     }  # fmt: skip
-    for key, value in shown.items():
-        claim = list(given[key]) if isinstance(given.get(key), tuple) else given.get(key)
-        if claim not in (None, value):
-            raise UserError(f"config says {key} {given[key]}, checkpoint and tokenizer say {value}")
+    agree("var", given, shown)
     quantizer = tokenizer.quantizer
     sites = sum(side * side for side in quantizer.scales)
     if (quantizer.size, quantizer.dim, sites) != (shown["V"], channels, state["pos_1LC"].shape[1]):

@@ -29,7 +29,7 @@ class Exports:
 
     def _write(self, weights: Tree, step: int) -> None:
         (self._folder / STEP).unlink(missing_ok=True)
-        self._task.export(weights, self._folder, step)
+        self._task.export(weights, self._folder)
         write_json(self._folder / STEP, {"step": step})
 
     def wait(self) -> None:

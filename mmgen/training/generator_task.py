@@ -1,7 +1,8 @@
 """Training a generator: ids from token shards, or pictures that a frozen tokenizer encodes inside the step."""
 
 import copy
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 from mmgen_tokenizers.api import FAMILIES
 from mmgen_tokenizers.errors import UserError
-from mmgen_tokenizers.files import save_arrays
+from mmgen_tokenizers.files import read_json, save_arrays
 from mmgen_tokenizers.layout import TokenLayout
-from mmgen_tokenizers.pictures import grid, write_png
+from mmgen_tokenizers.pictures import grid, to_float, write_png
 from mmgen_tokenizers.progress import Counter
 
 from mmgen.config import Data, Experiment, GeneratorTask, TokenShards
@@ -26,11 +27,12 @@ from mmgen.generator import Generator
 from mmgen.model import transformer
 from mmgen.model.config import ClassCondition, FeatureCondition, NextScale, RandomOrder, TextCondition
 from mmgen.model.inputs import adopt
+from mmgen.model.layers import compute_dtype
 from mmgen.model.orders import draw_orders, in_orders
 from mmgen.parallel.rules import by_rows
 from mmgen.training.optimizer import adamw
 from mmgen.training.state import Tree
-from mmgen.training.tasks import compute_dtype, to_float, training_batches, validation_batches
+from mmgen.training.tasks import training_batches, validation_batches
 
 CAPTIONS = 10_000  # that the text model learns from
 NO_CAPTION = "some pictures of the data have no caption, and the model reads prompts: leave them out"
@@ -41,23 +43,48 @@ class GeneratorTraining:
     """params and weights are those of `mmgen.model.transformer.init`; no extra."""
 
     def __init__(self, experiment: Experiment, folder: Path):
-        self.experiment, self.config = experiment, experiment.task.model
+        self.experiment, self.config, self.folder = experiment, experiment.task.model, folder
         self.dtype = compute_dtype(experiment.compute_dtype)
-        captioned = isinstance(self.config.condition, TextCondition)
-        self.source = open_source(experiment.data, captioned)
-        self.held_out = open_source(experiment.validation, captioned) if experiment.validation else None
         self.tokenizer = _tokenizer(experiment.task.tokenizer, folder)
         self.frozen = {"tokenizer": self.tokenizer.params} if self.tokenizer else {}
+        self.unit = ("tokens", self.config.layout.sites * self.config.layout.groups)
+        self.generator: Generator | None = None
+        self.exported: set[Path] = set()
+
+    @functools.cached_property
+    def source(self) -> Source:
+        return self._open(self.experiment.data)
+
+    @functools.cached_property
+    def held_out(self) -> Source | None:
+        return self._open(self.experiment.validation) if self.experiment.validation else None
+
+    def _open(self, data: Data) -> Source:
+        return open_source(data, captioned=isinstance(self.config.condition, TextCondition))
+
+    @functools.cached_property
+    def text(self) -> TextTokenizer | None:
+        """RUN/text.model, learned from captions of the training data when the run starts."""
+        path, condition = self.folder / FILE, self.config.condition
+        if not isinstance(condition, TextCondition):
+            return None
+        return TextTokenizer.load(path) if path.is_file() else _learned_text_model(condition, path, self.source)
+
+    @functools.cached_property
+    def labels(self) -> Sequence[str] | None:
+        """Names of the classes: once there is an export, its own."""
+        exported = self.folder / "export" / "config.json"
+        return read_json(exported)["labels"] if exported.is_file() else self.source.labels
+
+    def check(self) -> None:
+        experiment = self.experiment
         for data, source in ((experiment.data, self.source), (experiment.validation, self.held_out)):
             if source is not None:
                 _check_layout(experiment.task, data, source, self.tokenizer)
                 _check_condition(self.config.condition, data, source)
         _check_names(self.source, self.held_out)
         _check_codes(self.config.plan, experiment.task.tokenizer, self.tokenizer)
-        self.text = _text_model(self.config.condition, folder, self.source)
-        self.unit = ("tokens", self.config.layout.sites * self.config.layout.groups)
-        self.generator: Generator | None = None
-        self.exported: set[Path] = set()
+        _ = self.text  # learned now, not within a traced step
 
     def optimizer(self, experiment: Experiment) -> optax.GradientTransformation:
         return adamw(experiment.optimizer, experiment.steps, decayed(transformer.axes(self.config)))
@@ -155,7 +182,7 @@ class GeneratorTraining:
         source = self.held_out or self.source
         return {"prompts": [source.caption(int(i)) for i in np.linspace(0, len(source) - 1, SHOWN)]}
 
-    def export(self, weights: Tree, folder: Path, step: int) -> None:
+    def export(self, weights: Tree, folder: Path) -> None:
         """All of it once, then the weights alone: nothing else changes."""
         if folder in self.exported:
             save_arrays(folder, weights)
@@ -171,8 +198,8 @@ class GeneratorTraining:
 
     def _new_generator(self, weights: Tree) -> Generator:
         kind = "ema" if self.experiment.ema else "raw"
-        sampling, labels = self.experiment.task.sampling, self.source.labels
-        return Generator(self.config, weights, self.tokenizer, self.text, sampling, labels, kind, self.dtype)
+        sampling = self.experiment.task.sampling
+        return Generator(self.config, weights, self.tokenizer, self.text, sampling, self.labels, kind, self.dtype)
 
 
 def _with_params(generator: Generator, params: Tree) -> Generator:
@@ -286,14 +313,9 @@ def _captions(source: Source) -> list[str]:
     return captions
 
 
-def _text_model(condition, folder: Path, source: Source) -> TextTokenizer | None:
-    """RUN/text.model, learned from captions of the training data when the run starts."""
-    if not isinstance(condition, TextCondition):
-        return None
-    if (folder / FILE).is_file():
-        return TextTokenizer.load(folder / FILE)
+def _learned_text_model(condition: TextCondition, path: Path, source: Source) -> TextTokenizer:
     captions = _captions(source)
     text = TextTokenizer.train(captions, condition.vocabulary)
     text.encode(captions, condition.length)  # warns where captions are cut
-    text.save(folder / FILE)
+    text.save(path)
     return text

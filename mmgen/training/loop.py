@@ -59,6 +59,7 @@ def train(experiment: Experiment, out: str | Path | None = None) -> Result:
             if first_process():
                 claim(folder, experiment)
             task = tasks.make(experiment, folder)
+            task.check()
         return fit(experiment, task, folder, task.training_batches, task.validation_batches)
 
 
@@ -182,7 +183,7 @@ def export(run: str | Path, out: str | Path, which: Literal["last", "best"] | in
         if step not in checkpoints.all():
             raise UserError(f"{run} has no checkpoint {which!r}, it has those of step {checkpoints.all()}")
         like = abstract_state(task, optimizer, experiment.seed, experiment.ema > 0)
-        task.export(exported_weights(task, checkpoints.restore(step, like)), Path(out), step)
+        task.export(exported_weights(task, checkpoints.restore(step, like)), Path(out))
     return step
 
 

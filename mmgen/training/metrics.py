@@ -1,12 +1,12 @@
 """Where the figures of a run go: metrics.jsonl, TensorBoard if it is there, and a line on the terminal."""
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
 from typing import TextIO
 
+from mmgen_tokenizers.files import write_atomically
 from mmgen_tokenizers.progress import duration
 
 
@@ -16,7 +16,7 @@ class MetricsLog:
     def __init__(self, folder: Path, step: int):
         self._path = folder / "metrics.jsonl"
         kept = [entry for entry in read_metrics(folder) if entry["step"] <= step]
-        _replace(self._path, "".join(json.dumps(entry) + "\n" for entry in kept))
+        write_atomically(self._path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
         self._before = max((entry.get("seconds", 0.0) for entry in kept), default=0.0)
         self._start = time.monotonic()
         self._file = self._path.open("a", encoding="utf-8")
@@ -52,12 +52,6 @@ def read_metrics(folder: str | Path) -> list[dict]:
         except json.JSONDecodeError:
             continue
     return entries
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _tensorboard(folder: Path, step: int):

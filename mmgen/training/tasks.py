@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Protocol
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from mmgen_tokenizers.errors import UserError
@@ -23,6 +22,9 @@ class Task(Protocol):
 
     unit: tuple[str, int]  # what is counted per second, and how many of them a row of the batch has
     frozen: Tree  # networks that are used but not trained: arguments of the step, not part of the state
+
+    def check(self) -> None:
+        """Opens the data; raises UserError where task and data do not fit."""
 
     def optimizer(self, experiment: Experiment) -> optax.GradientTransformation: ...
 
@@ -57,12 +59,12 @@ class Task(Protocol):
 
     def preview(self, weights: Tree, folder: Path, step: int) -> None: ...
 
-    def export(self, weights: Tree, folder: Path, step: int) -> None:
+    def export(self, weights: Tree, folder: Path) -> None:
         """Writes the form that is loaded; runs in another thread while training goes on, so `weights` are on the host."""
 
 
 def make(experiment: Experiment, folder: Path) -> Task:
-    """The task of an experiment whose run folder is `folder`. Raises UserError where task and data do not fit."""
+    """The task of an experiment whose run folder is `folder`; its data are opened when they are first needed."""
     if isinstance(experiment.task, TokenizerTask):
         from mmgen.training.tokenizer_task import TokenizerTraining
 
@@ -70,18 +72,6 @@ def make(experiment: Experiment, folder: Path) -> Task:
     from mmgen.training.generator_task import GeneratorTraining
 
     return GeneratorTraining(experiment, folder)
-
-
-def compute_dtype(name: str) -> jnp.dtype:
-    """What networks multiply in; "auto": bfloat16, but float32 on a CPU, where that is ten times faster."""
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(name)
-
-
-def to_float(pictures: jax.Array) -> jax.Array:
-    """uint8 [B, H, W, 3] -> float32 in [-1, 1], on the device: a quarter of the bytes to copy."""
-    return pictures.astype(jnp.float32) / 127.5 - 1
 
 
 def training_batches(experiment: Experiment, source: Source, start: int) -> Iterator[dict]:

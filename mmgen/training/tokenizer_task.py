@@ -17,15 +17,16 @@ from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.files import flatten
 from mmgen_tokenizers.losses import discriminator_loss, generator_loss, lpips
 from mmgen_tokenizers.networks import discriminator
-from mmgen_tokenizers.pictures import grid, to_uint8, write_png
+from mmgen_tokenizers.pictures import grid, to_float, to_uint8, write_png
 from mmgen_tokenizers.quantizers import vq
 
 from mmgen.config import Data, Experiment
-from mmgen.data import batches, open_source
+from mmgen.data import Source, batches, open_source
+from mmgen.model.layers import compute_dtype
 from mmgen.parallel.rules import by_shape, current_mesh, gathered
 from mmgen.training.optimizer import adamw, has_matrix_axes, per_network, with_peak
 from mmgen.training.state import Tree
-from mmgen.training.tasks import compute_dtype, to_float, training_batches, validation_batches
+from mmgen.training.tasks import training_batches, validation_batches
 
 SHOWN = 8  # pictures of a preview
 
@@ -41,12 +42,20 @@ class TokenizerTraining:
         self.family = family_of(self.config)[1]
         self.scales = _scales(self.family.layout(self.config, self.config.image_size, self.config.image_size))
         self.dtype = compute_dtype(experiment.compute_dtype)
-        self.source = open_source(experiment.data)
-        self.held_out = open_source(experiment.validation) if experiment.validation else None
+        self.frozen = {"lpips": lpips.load(self.losses.lpips)} if self.losses.perceptual else {}
+
+    @functools.cached_property
+    def source(self) -> Source:
+        return open_source(self.experiment.data)
+
+    @functools.cached_property
+    def held_out(self) -> Source | None:
+        return open_source(self.experiment.validation) if self.experiment.validation else None
+
+    def check(self) -> None:
         for name, source in (("data", self.source), ("validation", self.held_out)):
             if source is not None:
-                _check(name, getattr(experiment, name), source[0], self.config.image_size)
-        self.frozen = {"lpips": lpips.load(self.losses.lpips)} if self.losses.perceptual else {}
+                _check(name, getattr(self.experiment, name), source[0], self.config.image_size)
 
     def optimizer(self, experiment: Experiment) -> optax.GradientTransformation:
         """One AdamW a network. The codebook does not decay; the discriminator does not either, for it waits at gradient 0."""
@@ -167,7 +176,7 @@ class TokenizerTraining:
             data, source = self.experiment.validation, self.held_out
         return next(batches(data, SHOWN, seed=0, repeat=False, source=source))["image"]
 
-    def export(self, weights: Tree, folder: Path, step: int) -> None:
+    def export(self, weights: Tree, folder: Path) -> None:
         mt.Tokenizer(self.config, weights).save(folder)
 
 

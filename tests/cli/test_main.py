@@ -119,6 +119,17 @@ def test_failures_become_exit_codes(failure, code, message, monkeypatch, capsys)
     assert capsys.readouterr().err.startswith(message)
 
 
+@pytest.mark.parametrize("module", ["mmgen.cli.main", "mmgen_tokenizers.cli"])
+def test_nobody_reads_on(module):
+    """As `mmgen ... | head` does."""
+    code = f"import sys; from {module} import main; sys.exit(main(['--help']))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_our_own_mistakes_keep_their_traceback(monkeypatch):
     def fail(arguments):
         raise ZeroDivisionError("ours")

@@ -44,6 +44,8 @@ def test_every_combination_of_one_and_two_objects_in_every_arrangement(split):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_combinations_of_three_objects(split):
+    """One in 97 is enough: each cell is read by itself and each relation judged by itself, and the tests above check every
+    thing in every cell and every relation of two."""
     numbers = shapes._numbers(3, split)[::97]
     said = [shapes._combination(3, n) for n in numbers]
     arranged = [(c, shapes.arrangements(c)) for c in said]

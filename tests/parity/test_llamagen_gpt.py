@@ -125,6 +125,8 @@ def test_a_checkpoint_that_does_not_fit_is_listed_by_name(fixture, tmp_path):
         assert word in str(error.value)
     with pytest.raises(mmgen_error(), match="n_layer"):
         mmgen.convert("llamagen-gpt", folder / "model.safetensors", out=tmp_path / "x", config=config | {"n_layers": 2})
+    with pytest.raises(mmgen_error(), match="the config has n_layer 99, but here it is"):
+        mmgen.convert("llamagen-gpt", folder / "model.safetensors", out=tmp_path / "x", config=config | {"n_layer": 99})
 
 
 def test_sampler_filters(parity):

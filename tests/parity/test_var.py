@@ -98,9 +98,11 @@ def test_round_trip_is_bitwise(fixture, tmp_path):
 
 
 def test_a_tokenizer_is_needed_and_must_fit(fixture, tmp_path):
-    weights, *_ = fixture
+    weights, out, *_ = fixture
     with pytest.raises(UserError, match="needs its tokenizer"):
         mmgen.convert("var", weights, out=tmp_path / "x")
+    with pytest.raises(UserError, match="the config has patch_nums .1, 2., but here it is"):
+        mmgen.convert("var", weights, out=tmp_path / "x", config={"patch_nums": [1, 2]}, tokenizer=out / "vae")
 
 
 @pytest.mark.parametrize("size", ["d16", "d20", "d24", "d30", "d36"])

@@ -164,6 +164,11 @@ def test_unusable_input(folder, capsys):
     assert "no pictures in" in failing(capsys, "encode", folder / "empty", *tok)
     assert "multiple of 2" in failing(capsys, "reconstruct", folder / "pictures/a.png", *tok, "--size", "7")
     assert "are not here" in failing(capsys, "decode", folder / "pictures", *tok)
+    with ShardWriter(folder / "mine", mt.load(folder / "tok").fingerprint, mt.load(folder / "tok").layout) as writer:
+        writer.add(np.zeros((1, 16), int))
+    there = ("--tokenizer", folder / "tok", "--out", folder / "bad" / "a.png")
+    assert f"File exists: {folder}/bad/a.png" in failing(capsys, "decode", folder / "mine", *there)
+    assert "--batch: a whole number from 1 on is" in failing(capsys, "decode", folder / "mine", *tok, "--batch", "0")
     with ShardWriter(folder / "others", "abc", mt.load(folder / "tok").layout) as writer:
         writer.add(np.zeros((1, 16), int))
     assert "another tokenizer (abc)" in failing(capsys, "decode", folder / "others", *tok)

@@ -59,9 +59,9 @@ class Regression:
     def validate(self, weights, extra, frozen, batch):
         return {"loss": self.loss(weights, frozen, batch, jax.random.key(0))}
 
-    def export(self, weights, folder, step):
+    def export(self, weights, folder):
         folder.mkdir(exist_ok=True)
-        np.savez(folder / "weights.npz", step=step, kernel=weights["dense"]["kernel"])
+        np.savez(folder / "weights.npz", kernel=weights["dense"]["kernel"])
 
     def preview(self, weights, folder, step):
         folder.mkdir(exist_ok=True)

@@ -20,6 +20,7 @@ from mmgen.data import shapes
 from mmgen.data.text import TextTokenizer
 from mmgen.model import transformer
 from mmgen.model.config import BlockConfig, ClassCondition, Dropout, FeatureCondition, GeneratorConfig, NextScale, TextCondition
+from mmgen.training import generator_task, loop
 from mmgen.training.generator_task import GeneratorTraining, _check_codes, decayed
 from mmgen.training.metrics import read_metrics
 from mmgen.training.state import initial_state
@@ -90,6 +91,7 @@ def test_the_text_model_learns_without_pictures(tokenizer_folder, tmp_path, monk
     drawn = []
     monkeypatch.setattr(shapes, "draw", lambda *args, real=shapes.draw: drawn.append(args) or real(*args))
     task = GeneratorTraining(generator_experiment(SHAPES, TEXT, str(tokenizer_folder)), tmp_path)
+    task.check()
     assert len(drawn) == 1  # to see what the data have
     captions = [task.source.caption(i) for i in range(len(task.source))]
     assert len(drawn) == 1 and len(set(captions)) > 30
@@ -99,7 +101,7 @@ def test_the_text_model_learns_without_pictures(tokenizer_folder, tmp_path, monk
 def test_a_picture_without_a_caption_is_refused(tmp_path):
     partly = write_shards(tmp_path / "shards", captions=["a red circle"] * 15)  # the last of 16 has none
     with pytest.raises(UserError, match="some pictures of the data have no caption"):
-        GeneratorTraining(generator_experiment(partly, TEXT), tmp_path)
+        GeneratorTraining(generator_experiment(partly, TEXT), tmp_path).check()
     TextTokenizer.train(["a red circle"], 48).save(tmp_path)
     task = GeneratorTraining(generator_experiment(partly, TEXT, batch=16), tmp_path)
     with pytest.raises(UserError, match="some pictures of the data have no caption"):
@@ -131,7 +133,7 @@ def test_what_the_model_marks_as_frozen_gets_no_gradient(shards, tmp_path):
     assert not grads["ends"]["condition"]["null"].any() and grads["ends"]["condition"]["fc1"].all()
 
 
-def test_a_class_conditional_run_learns_resumes_and_exports(shards, tmp_path):
+def test_a_class_conditional_run_learns_resumes_and_exports(shards, tmp_path, monkeypatch):
     def run(name, steps):
         fields = {"accumulate": 2, "ema": 0.9, "batch": 8, "validation": shards, "every_checkpoint": 20}
         chosen = generator_experiment(shards, steps=steps, **fields)
@@ -149,6 +151,9 @@ def test_a_class_conditional_run_learns_resumes_and_exports(shards, tmp_path):
     assert generator.labels == ("cat", "dog", "eel") and generator.weights == "ema"
     assert generator.generate(labels=["dog", "cat"], num=2).tokens.shape == (4, 4)
     assert not (tmp_path / "straight/previews").exists()  # nothing turns these ids into pictures
+    monkeypatch.setattr(generator_task, "open_source", None)  # a checkpoint is exported without the data
+    assert loop.export(tmp_path / "straight", tmp_path / "last") == 40
+    assert mmgen.load(tmp_path / "last").labels == generator.labels
 
 
 def test_a_masked_run_learns_and_fills_the_holes(shards, tmp_path):
@@ -231,7 +236,7 @@ def test_next_scale_prediction_needs_the_quantizer_of_its_tokenizer(tmp_path):
     chosen = generator_experiment(write_shards(tmp_path / "shards", layout=tok.layout))
     model = replace(chosen.task.model, plan=NextScale(quantizer), layout=tok.layout)
     with pytest.raises(UserError, match="set task.tokenizer to its folder"):
-        GeneratorTraining(replace(chosen, task=replace(chosen.task, model=model)), tmp_path / "run")
+        mmgen.train(replace(chosen, task=replace(chosen.task, model=model)), tmp_path / "run")
     with pytest.raises(UserError, match="the tokenizer x has .*phis=2.* the model expects .*phis=1"):
         _check_codes(NextScale(replace(quantizer, phis=1)), "x", tok)
     _check_codes(NextScale(quantizer), "x", tok)
@@ -262,7 +267,7 @@ def test_validation_data_may_lack_a_class_of_numbers(tokenizer_folder, tmp_path)
         lines = [f'{{"file_name": "{label}.png", "label": {label}}}' for label in labels]
         (tmp_path / name / "metadata.jsonl").write_text("\n".join(lines))
     chosen = generator_experiment(data[0], tokenizer=str(tokenizer_folder), validation=data[1])
-    assert GeneratorTraining(chosen, tmp_path / "run").held_out.labels is None
+    GeneratorTraining(chosen, tmp_path / "run").check()
 
 
 def test_a_label_beyond_the_classes_is_refused(tmp_path):

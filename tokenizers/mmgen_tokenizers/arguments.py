@@ -2,11 +2,13 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError, nearest
+from .errors import UserError, is_full_disk, nearest, plain_warnings
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,6 +31,13 @@ class Parser(argparse.ArgumentParser):
         if greedy and missing and not missing.startswith("-"):  # a word that has no option: one with many values may have it
             message += f": write it first, for {' and '.join(greedy)} take all words that follow"
         raise UserError(f"{message} ({self.prog} --help shows how)")
+
+
+def positive(text: str) -> int:
+    """The type of an option that counts something."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"a whole number from 1 on is needed, not {text!r}")
+    return int(text)
 
 
 def json_object(path: str | None) -> dict[str, Any] | None:
@@ -55,3 +64,35 @@ def existing(path: str) -> Path:
     near = nearest(name, [entry.name for entry in parent.iterdir()]) if parent.is_dir() else ""
     missing = "" if parent / name == path else f" ({parent / name} is missing)"
     raise UserError(f"there is no {path}{missing}.{near}")
+
+
+def exit_code(run: Callable[[Sequence[str]], None], arguments: Sequence[str] | None) -> int:
+    """Runs a command (None: with the process's arguments): 0, 2 for what the user can mend, 130 for ctrl-C, 141 where nobody
+    reads what it writes. Our own mistakes keep their traceback."""
+    plain_warnings()
+    try:
+        try:
+            run(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            sys.stdout.flush()
+        return 0
+    except UserError as error:
+        message = " ".join(str(error).split())
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes again at its end
+        return 141
+    except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        if error.filename is None:
+            raise
+        message = f"{error.strerror}: {error.filename}"
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        path = getattr(error, "filename", None)
+        folder = os.path.dirname(os.path.abspath(path)) if path else os.getcwd()
+        message = f"the disk is full: free space for {folder} and start again"
+    print(f"error: {message}", file=sys.stderr)
+    return 2

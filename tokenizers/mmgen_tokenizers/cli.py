@@ -1,7 +1,6 @@
 """The command `mmgen-tokenizers`: thin, all work is in the modules. JAX is imported by the verbs that compute."""
 
 import argparse
-import errno
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -10,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .arguments import Parser, existing, json_object
-from .errors import UserError, is_full_disk, nearest, plain_warnings
+from .arguments import Parser, existing, exit_code, json_object, positive
+from .errors import UserError, nearest
 
 DESCRIPTION = "Image tokenizers: pictures to integers and back."
 EXAMPLE = """example:
@@ -258,12 +257,12 @@ def parser(verb: str) -> Parser:
         p.add_argument("--square", action="store_true", help="the middle square of each picture, whatever its shape")
         p.add_argument("--caption", default="text", metavar="KEY", help="of the captions in metadata.jsonl (text)")
     if verb in ("encode", "reconstruct"):
-        p.add_argument("--size", type=int, metavar="PIXELS", help="the shorter side; the training resolution unless given")
+        p.add_argument("--size", type=positive, metavar="PIXELS", help="the shorter side; the training resolution unless given")
     if verb == "decode":
         p.add_argument("codes", metavar="CODES", help="folder of token shards")
     if verb in ("encode", "decode", "reconstruct"):
         p.add_argument("--tokenizer", required=True, metavar="DIR", help="an exported or converted folder, or a run folder")
-        p.add_argument("--batch", type=int, default=64, metavar="N", help="pictures in memory at a time (64)")
+        p.add_argument("--batch", type=positive, default=64, metavar="N", help="pictures in memory at a time (64)")
         written = {"encode": "DIR", "decode": "DIR", "reconstruct": "FILE.png"}[verb]
         p.add_argument("--out", required=True, metavar=written)
     if verb == "convert":
@@ -275,7 +274,7 @@ def parser(verb: str) -> Parser:
     if verb == "pull":
         pull_arguments(p)
     if verb == "pixels":
-        p.add_argument("--size", type=int, default=32, metavar="PIXELS", help="side of the pictures to train on (32)")
+        p.add_argument("--size", type=positive, default=32, metavar="PIXELS", help="side of the pictures to train on (32)")
         p.add_argument("--palette", type=int, metavar="N", help="colours, instead of 8 bits a channel")
         p.add_argument("--pictures", metavar="FOLDER", help="that the colours are chosen by")
         p.add_argument("--out", required=True, metavar="DIR")
@@ -313,16 +312,5 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 for what the user can mend."""
-    plain_warnings()
-    try:
-        run(sys.argv[1:] if arguments is None else arguments)
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except (OSError, ValueError, RuntimeError) as error:
-        full = is_full_disk(error)
-        if not full and getattr(error, "errno", None) not in (errno.EACCES, errno.EISDIR, errno.ENOTDIR):
-            raise
-        print(f"error: {'the disk is full: free space and start again' if full else error}", file=sys.stderr)
-    return 2
+    """Returns the exit code."""
+    return exit_code(run, arguments)

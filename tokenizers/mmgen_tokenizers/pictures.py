@@ -209,7 +209,7 @@ def ten_crop(picture: Picture, size: int, margin: float) -> UInt8[np.ndarray, "1
 
 
 def to_float(pictures: UInt8[np.ndarray, "*B H W 3"]) -> Float[np.ndarray, "*B H W 3"]:
-    """uint8 0..255 -> float32 -1..1."""
+    """uint8 0..255 -> float32 -1..1; within a traced program too, which has then a quarter of the bytes to copy."""
     return pictures.astype(np.float32) / 127.5 - 1
 
 
