@@ -31,8 +31,8 @@ def initialize(
 ) -> None:
     """Joins the other processes: by the three arguments, or as the scheduler says where one is detected; else does nothing.
 
-    Must run before JAX is first used. Raises UserError where the arguments are incomplete, and where the others are not met
-    within `timeout` seconds.
+    Must run before JAX is first used. Raises UserError where the arguments are incomplete. Where the others are not met within
+    `timeout` seconds, JAX itself aborts the process (seen with jax 0.10.2), with DEADLINE_EXCEEDED and a stack trace.
     """
     given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
     missing = [flag for flag, value in given.items() if value is None]
