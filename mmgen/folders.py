@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmgen_tokenizers.errors import UserError, nearest
-from mmgen_tokenizers.files import read_json
+from mmgen_tokenizers.files import check_target, read_json
 
 from mmgen.training.exports import STEP
 from mmgen.training.metrics import read_metrics
@@ -31,6 +31,7 @@ def export(folder: str | Path, out: str | Path, format: str | None = None, check
     `checkpoint` ("best", "last" or a step) takes one of a run's checkpoints. Raises UserError for an unknown format, for a
     model that the format cannot express, and where there is no such checkpoint.
     """
+    check_target(out, folder)
     if checkpoint is not None:
         from mmgen.training.loop import export as export_checkpoint
 
@@ -49,7 +50,9 @@ def export(folder: str | Path, out: str | Path, format: str | None = None, check
         model.save(out)
         return f"{out}: {kind}"
     pretrained.export(model, out, format)
-    alone = " alone; export the folder tokenizer/ beside its config.json as well" if getattr(model, "tokenizer", None) else ""
+    alone = " alone" if getattr(model, "tokenizer", None) else ""
+    if alone and format in ("llamagen", "nar"):  # whose tokenizer is LlamaGen's; of the others none is written back
+        alone += "; export the folder tokenizer/ beside its config.json with --format llamagen as well"
     return f"{out}: the weights of the {kind}{alone}, under the names of {format}"
 
 

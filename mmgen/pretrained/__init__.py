@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mmgen_tokenizers.errors import UserError, nearest
-from mmgen_tokenizers.files import read_checkpoint, save_arrays, unflatten
+from mmgen_tokenizers.files import check_target, read_checkpoint, save_arrays, unflatten
 
 from mmgen.model.inputs import adopt
 from mmgen.pretrained import llamagen, maskbit, nar, rar, var
@@ -26,6 +26,7 @@ def convert(
 
     if family not in FAMILIES:
         raise UserError(f"there is no family {family!r}; known: {', '.join(FAMILIES)}.{nearest(family, FAMILIES)}")
+    check_target(out, checkpoint)
     state = read_checkpoint(checkpoint)
     codec = None if tokenizer is None else mt.load(tokenizer)
     if FAMILIES[family] is var:

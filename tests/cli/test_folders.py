@@ -82,6 +82,9 @@ def test_llamagen_there_and_back(class_folder, tokenizer_folder, tmp_path, capsy
     assert state["tok_embeddings.weight"].shape == (32, 8)
     (tmp_path / "c.json").write_text(json.dumps({"n_head": 1, "block_size": 4, "model_type": "c2i"}))
     more = ["--config", tmp_path / "c.json", "--tokenizer", tokenizer_folder]
+    for checkpoint in (tmp_path / "theirs", tmp_path / "theirs" / "model.safetensors"):
+        assert run("convert", "llamagen-gpt", checkpoint, "--out", tmp_path / "theirs", *more) == 2
+        assert "itself, which would be overwritten: choose another --out" in capsys.readouterr().err
     with pytest.warns(UserWarning, match="llamagen-gpt ignores the config keys model_type"):
         assert run("convert", "llamagen-gpt", tmp_path / "theirs" / "model.safetensors", "--out", tmp_path / "ours", *more) == 0
     assert "a generator" in capsys.readouterr().out

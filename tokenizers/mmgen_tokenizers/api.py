@@ -24,7 +24,17 @@ from .families.multiscale import MultiScale
 from .families.pixels import Pixels
 from .families.titok import TiTok
 from .families.vqgan import VQGAN
-from .files import check_shapes, flatten, load_arrays, read_json, save_arrays, temporary_beside, unflatten, write_json
+from .files import (
+    check_shapes,
+    check_target,
+    flatten,
+    load_arrays,
+    read_json,
+    save_arrays,
+    temporary_beside,
+    unflatten,
+    write_json,
+)
 from .layout import TokenLayout
 from .pictures import stack
 from .quantizers.binary import LFQ, ids_to_bits
@@ -305,6 +315,8 @@ def convert(
 
     if family not in published:
         raise UserError(f"unknown family {family!r}; there are {', '.join(published)}.{nearest(family, published)}")
+    if out is not None:
+        check_target(out, checkpoint)
     tokenizer = published[family].convert(checkpoint, config)
     if out is not None:
         tokenizer.save(out)

@@ -125,6 +125,16 @@ def _remove_parts(folder: Path, stem: str, but: Sequence[str] = ()) -> None:
             part.unlink()
 
 
+def check_target(out: str | Path, source: str | Path | None = None) -> None:
+    """Raises UserError where a model written to `out` would take the place of the weights that it is made from, or mix with a
+    run."""
+    out = Path(out)
+    if (out / "experiment.json").is_file():
+        raise UserError(f"{out} is a run folder: write the model elsewhere, with another --out")
+    if source is not None and Path(source).resolve() in (out.resolve(), (out / "model.safetensors").resolve()):
+        raise UserError(f"{out} holds the checkpoint {source} itself, which would be overwritten: choose another --out")
+
+
 def save_arrays(folder: str | Path, params: Mapping[str, Any], stem: str = "model") -> None:
     """Writes FOLDER/<stem>.safetensors; above 5 GB in parts, with an index of which part holds what, written last.
 
