@@ -252,6 +252,8 @@ class Generator:
         check_draft(*models)
         if (num := 1 if num is None else num) < 1:
             raise UserError(f"num {num} must be at least 1")
+        if not 0 <= seed < 1 << 32:  # JAX keeps 32 bits of it: a larger one would draw the pictures of a smaller one
+            raise UserError(f"seed {seed} must be in 0 .. {(1 << 32) - 1}")
         batches = []
         for model in models:
             batch = model._condition(*condition, null_allowed=known is not None)

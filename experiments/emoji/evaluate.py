@@ -25,6 +25,8 @@ def main(run: str, prompts: str = "40") -> None:
     experiment, generator = config.load(run / "experiment.json"), load(run)
     galleries, table = [], []
     for name, data in (("training", experiment.data), ("test", experiment.validation)):
+        if data is None:  # trained with --validation none
+            continue
         batch = next(batches(data, int(prompts), repeat=False))
         restored = to_uint8(generator.tokenizer.decode(generator.tokenizer.encode(batch["image"])))
         quality = float(np.mean(psnr(to_float(restored), to_float(batch["image"]))))

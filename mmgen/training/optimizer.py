@@ -16,7 +16,12 @@ def learning_rate(schedule: Schedule, steps: int) -> optax.Schedule:
     Step s of the warm-up has the rate peak x (s + 1) / warmup, so that no step is wasted at a rate of 0.
     """
     if schedule.warmup >= steps and schedule.kind != "constant":
-        raise UserError(f"schedule: a warm-up of {schedule.warmup} steps leaves nothing of a run of {steps} steps")
+        raise UserError(
+            f"schedule: a warm-up of {schedule.warmup} steps leaves nothing of a run of {steps} steps: train for more, or set "
+            "--optimizer.schedule.warmup to less"
+        )
+    if not schedule.peak > 0:
+        raise UserError(f"--optimizer.schedule.peak {schedule.peak} must be a positive learning rate")
     after = _after_warmup(schedule, steps)
     if not schedule.warmup:
         return after

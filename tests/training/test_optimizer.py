@@ -48,8 +48,10 @@ def test_steps_drop_at_the_named_step_with_and_without_warmup():
 
 
 def test_wrong_schedules_are_refused():
-    with pytest.raises(UserError, match="warm-up of 20 steps"):
+    with pytest.raises(UserError, match="warm-up of 20 steps.*--optimizer.schedule.warmup"):
         learning_rate(Schedule("cosine", warmup=20), 20)
+    with pytest.raises(UserError, match="peak -0.1 must be a positive"):
+        learning_rate(Schedule("constant", peak=-0.1), 20)
     with pytest.raises(UserError, match="boundaries"):
         learning_rate(Schedule("steps", boundaries=(100.0,)), 200)
 
