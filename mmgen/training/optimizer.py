@@ -1,8 +1,10 @@
 """AdamW (arXiv 1711.05101) and learning rate schedules, from their configurations to optax."""
 
+import operator
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import optax
 from mmgen_tokenizers.errors import UserError
 
@@ -62,6 +64,14 @@ def per_network(transforms: dict[str, optax.GradientTransformation]) -> optax.Gr
         return {name: updates for name, (updates, _) in done.items()}, {name: new for name, (_, new) in done.items()}
 
     return optax.GradientTransformation(init, update)
+
+
+def only(update: optax.GradientTransformation, trained: Tree) -> optax.GradientTransformation:
+    """`update` of what is `trained` (a tree of bools); of the rest no bit changes, and no state is kept."""
+    # -0.0 + 0.0 is 0.0, another number by its bits; x + -0.0 is always x.
+    still = optax.stateless(lambda updates, _: jax.tree.map(lambda u: jnp.full_like(u, -0.0), updates))
+    rest = jax.tree.map(operator.not_, trained)
+    return optax.chain(optax.masked(update, trained), optax.masked(still, rest))
 
 
 def with_peak(config: Optimizer, peak: float) -> Optimizer:
