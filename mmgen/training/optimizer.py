@@ -4,7 +4,6 @@ import operator
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import optax
 from mmgen_tokenizers.errors import UserError
 
@@ -67,11 +66,9 @@ def per_network(transforms: dict[str, optax.GradientTransformation]) -> optax.Gr
 
 
 def only(update: optax.GradientTransformation, trained: Tree) -> optax.GradientTransformation:
-    """`update` of what is `trained` (a tree of bools); of the rest no bit changes, and no state is kept."""
-    # -0.0 + 0.0 is 0.0, another number by its bits; x + -0.0 is always x.
-    still = optax.stateless(lambda updates, _: jax.tree.map(lambda u: jnp.full_like(u, -0.0), updates))
+    """`update` of what is `trained` (a tree of bools); the rest does not change, and no state is kept of it."""
     rest = jax.tree.map(operator.not_, trained)
-    return optax.chain(optax.masked(update, trained), optax.masked(still, rest))
+    return optax.chain(optax.masked(update, trained), optax.masked(optax.set_to_zero(), rest))
 
 
 def with_peak(config: Optimizer, peak: float) -> Optimizer:
