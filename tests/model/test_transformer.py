@@ -11,6 +11,7 @@ from mmgen_tokenizers.errors import UserError
 
 from mmgen.model import transformer
 from mmgen.model.config import BlockConfig, ClassCondition, Dropout, GeneratorConfig, TextCondition, TokenLayout
+from mmgen.model.layers import turned_product
 from mmgen.parallel import hlo
 from mmgen.parallel.mesh import make_mesh
 
@@ -59,6 +60,14 @@ def test_programs_do_not_grow_with_depth():
         return len(program.as_text().splitlines())
 
     assert lines(24) == lines(3)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 65])  # one, few and many go different ways
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_turned_product_is_the_product_with_the_transpose(rows, dtype):
+    x, w = (jax.random.normal(jax.random.key(i), shape).astype(dtype) for i, shape in enumerate([(rows, 1, 24), (40, 24)]))
+    exact = np.asarray(x, np.float64) @ np.asarray(w, np.float64).T
+    np.testing.assert_allclose(turned_product(x, w, jnp.float32), exact, rtol=1e-5, atol=1e-5)
 
 
 def test_recomputed_layers_have_the_same_gradients():
