@@ -1,1 +1,1 @@
-"""One program on many devices: a mesh of sizes, one table of rules, several hosts. Nothing here knows of models or tasks."""
+"""One program on many devices: a mesh of sizes, one table of rules, several hosts. Only preflight.py knows of tasks."""
