@@ -30,7 +30,7 @@ SIZE = 64
 CELL = 8  # pixels a token on a side, in a grid
 BITS = (256, 512, 640, 1024)  # a picture; 640 are 64 tokens of 10 bits
 Model = VQGAN | MultiScale | TiTok | Flexible
-TRUNK = Trunk(width=128, layers=2, heads=4, mlp=2)
+TRUNK = Trunk(width=64, layers=2, heads=2, mlp=2)
 PATCH = 16
 
 
@@ -113,12 +113,12 @@ def bits_of(tokenizer: Model) -> float:
 def experiment(family: str, bits: int = 512) -> Experiment:
     """Training on emoji: the folder is $MMGEN_DATA/emoji, or else ../shared/data/emoji beside the repository."""
     data = Path(os.environ.get("MMGEN_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data") / "emoji"
-    peak = 1e-3 if family in ("titok", "flexible") else 4e-3
+    batch, peak = (8, 3e-3) if family in ("titok", "flexible") else (16, 4e-3)  # transformers need many steps to begin with
     return Experiment(
         task=TokenizerTask(model(family, bits), TokenizerLosses(l2=5.0), revive_after=100),
         data=Data(ImageFolder(str(data / "train")), size=SIZE, flip=True),
         validation=Data(ImageFolder(str(data / "test")), size=SIZE),
         steps=2000,
-        batch=16,
+        batch=batch,
         optimizer=Optimizer(Schedule(peak=peak, warmup=50, end=0.02), weight_decay=1e-4),
     )
