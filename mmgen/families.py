@@ -78,7 +78,8 @@ def _multiscale(bits: int) -> MultiScale:
 
 
 def _titok(bits: int) -> TiTok:
-    return TiTok(TRUNK, TRUNK, VQ(256, 8), tokens=bits // 8, image_size=SIZE, patch=PATCH)
+    quantizer = VQ(256, 8, entropy=0.1, temperature=0.1)  # without an entropy loss all tokens soon share one code
+    return TiTok(TRUNK, TRUNK, quantizer, tokens=bits // 8, image_size=SIZE, patch=PATCH)
 
 
 def _flexible(bits: int) -> Flexible:
