@@ -78,7 +78,7 @@ def _multiscale(bits: int) -> MultiScale:
 
 
 def _titok(bits: int) -> TiTok:
-    quantizer = VQ(256, 8, entropy=0.1, temperature=0.1)  # without an entropy loss all tokens soon share one code
+    quantizer = VQ(256, 8, entropy=0.1, temperature=0.1)  # wider trunks and higher rates let all tokens share one code
     return TiTok(TRUNK, TRUNK, quantizer, tokens=bits // 8, image_size=SIZE, patch=PATCH)
 
 
@@ -114,7 +114,7 @@ def bits_of(tokenizer: Model) -> float:
 def experiment(family: str, bits: int = 512) -> Experiment:
     """Training on emoji: the folder is $MMGEN_DATA/emoji, or else ../shared/data/emoji beside the repository."""
     data = Path(os.environ.get("MMGEN_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data") / "emoji"
-    batch, peak = (8, 3e-3) if family in ("titok", "flexible") else (16, 4e-3)  # transformers need many steps to begin with
+    batch, peak = (8, 1.5e-3) if family in ("titok", "flexible") else (16, 4e-3)  # transformers need many steps to begin with
     return Experiment(
         task=TokenizerTask(model(family, bits), TokenizerLosses(l2=5.0), revive_after=100),
         data=Data(ImageFolder(str(data / "train")), size=SIZE, flip=True),
