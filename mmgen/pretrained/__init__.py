@@ -9,7 +9,7 @@ from mmgen.model.inputs import adopt
 from mmgen.pretrained import llamagen, maskbit, nar, rar, var
 
 FAMILIES = {"llamagen-gpt": llamagen, "maskbit": maskbit, "nar": nar, "rar": rar, "var": var}
-FORMATS = {"llamagen": llamagen, "maskbit": maskbit, "nar": nar, "rar": rar, "var": var}  # of export
+FORMATS = {name.removesuffix("-gpt"): module for name, module in FAMILIES.items()}  # of export
 
 
 def convert(
