@@ -151,7 +151,7 @@ def test_a_class_conditional_run_learns_resumes_and_exports(shards, tmp_path, mo
     assert generator.labels == ("cat", "dog", "eel") and generator.weights == "ema"
     assert generator.generate(labels=["dog", "cat"], num=2).tokens.shape == (4, 4)
     assert not (tmp_path / "straight/previews").exists()  # nothing turns these ids into pictures
-    monkeypatch.setattr(generator_task, "open_source", None)  # a checkpoint is exported without the data
+    monkeypatch.setattr(generator_task, "opened", None)  # a checkpoint is exported without the data
     assert loop.export(tmp_path / "straight", tmp_path / "last") == 40
     assert mmgen.load(tmp_path / "last").labels == generator.labels
 
