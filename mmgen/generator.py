@@ -193,11 +193,11 @@ class Generator:
         `known` [B, N] (or [N], for all): tokens of a picture. Those where `known_mask` is true are kept, the others are drawn
         to fit (decoding/known.py says which plans can keep what); the null label is then allowed too.
 
-        `decoder` "jacobi" computes `window` sites a forward ("auto": as many as cost this device nothing), beginning from
-        `init`: copies of the "left" or "upper" neighbor, a draw from the last "law" or from all tokens ("uniform"), or tokens
-        [B, N] that may be near; "speculative" lets the generator `draft` guess them. Both give the tokens of
-        "autoregressive" (in float32) in fewer forwards. With `coupling` "maximal" they take fewer still, and give other
-        pictures of the same distribution, which depend on the window too.
+        `decoder` "jacobi" computes `window` sites a forward ("auto": about as many as it could while it reads the weights),
+        beginning from `init`: copies of the "left" or "upper" neighbor, a draw from the last "law" or from all tokens
+        ("uniform"), or tokens [B, N] that may be near; "speculative" lets the generator `draft` guess them. Both give the
+        tokens of "autoregressive" (in float32) in fewer forwards. With `coupling` "maximal" they take fewer still, and give
+        other pictures of the same distribution, which depend on the window too.
 
         Raises UserError for what does not fit the model.
         """

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Int, PRNGKeyArray
 from mmgen.decoding.target import Filter, noise, target
 from mmgen.model.attention import attend_cached
 from mmgen.model.config import GeneratorConfig
-from mmgen.model.heads import choose
+from mmgen.model.heads import TurnedHead, choose, turn
 from mmgen.model.inputs import Slots
 from mmgen.model.kv_cache import Cache, bytes_per_row, empty_cache, write
 from mmgen.model.layers import FusedBlock, fuse
@@ -97,10 +97,11 @@ def _segment(plan: GenerationPlan, times: np.ndarray, widths: np.ndarray, start:
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def decode_params(c: GeneratorConfig, params: dict, dtype: jnp.dtype) -> dict:
-    """Training parameters -> {"ends", "layers": a tuple of fused layers}: once, when a model is loaded."""
+    """Training parameters -> {"ends" with turned heads, "layers": a tuple of fused layers}: once, when a model is loaded."""
     params = cast(c, params, dtype)
     layers = tuple(fuse(jax.tree.map(operator.itemgetter(i), params["blocks"])) for i in range(c.layers))
-    return {"ends": params["ends"], "layers": layers}
+    heads = {name: turn(head) for name, head in params["ends"]["heads"].items()}
+    return {"ends": {**params["ends"], "heads": heads}, "layers": layers}
 
 
 class Autoregressive:
@@ -170,7 +171,7 @@ class Autoregressive:
 
     def _step(self, params, batch, key, settings, which, segment: Segment, t, carry: Carry) -> Carry:
         c, i = self.config, t - segment.start
-        ends = ends_of(c, params)
+        ends = ends_of(c, params, TurnedHead)
         row = {name: jnp.asarray(getattr(segment, name))[i] for name in ("first", "site", "slot", "head", "weight")}
         x, slots, mask = self._inputs(ends, batch, carry, segment, row["first"], t)
         angles = rotary_angles(c.block, slots.position)

@@ -44,16 +44,31 @@ def target(
         u = unconditional.astype(jnp.float32)
         z = u + guidance * (z - u)
     z = z / temperature
-    k = min(which.top_k, z.shape[-1]) or z.shape[-1]
-    if k == z.shape[-1] and not which.nucleus:
-        return z
-    best = jax.lax.top_k(z, k)[0] if k < z.shape[-1] else jnp.sort(z, axis=-1, descending=True)
-    lowest = best[..., -1:]
+    if 0 < which.top_k < z.shape[-1]:
+        z = jnp.where(z < _lowest(z, jnp.int32(1), which.top_k), -jnp.inf, z)
     if which.nucleus:
-        mass = jax.nn.softmax(best, axis=-1)
-        kept = jnp.cumsum(mass, axis=-1) - mass < top_p
-        lowest = jnp.min(jnp.where(kept, best, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(z >= lowest, z, -jnp.inf)
+        mass = jnp.exp(z - jnp.max(z, axis=-1, keepdims=True))
+        z = jnp.where(z < _lowest(z, mass, top_p * jnp.sum(mass, axis=-1, keepdims=True)), -jnp.inf, z)
+    return z
+
+
+def _lowest(z: Float[Array, "*e v"], weight: Array, needed: Float[Array, "*#e 1"] | int) -> Float[Array, "*e 1"]:
+    """The largest value that entries of at least `needed` weight reach, exact; NaN, below which nothing is, where rounding
+    leaves less in all.
+
+    Found bit by bit in integers that are ordered as the floats are. A sort of 16384 takes 10 to 20 times as long on a CPU.
+    """
+    sign = jnp.uint32(1 << 31)
+    bits = jax.lax.bitcast_convert_type(z, jnp.uint32)
+    order = jnp.where(bits >= sign, ~bits, bits | sign)
+
+    def settle(i: Int[Array, ""], low: Array) -> Array:
+        higher = low | (sign >> i.astype(jnp.uint32))
+        reached = jnp.sum(jnp.where(order >= higher, weight, 0), axis=-1, keepdims=True)
+        return jnp.where(reached >= needed, higher, low)
+
+    low = jax.lax.fori_loop(0, 32, settle, jnp.zeros((*z.shape[:-1], 1), jnp.uint32))
+    return jax.lax.bitcast_convert_type(jnp.where(low >= sign, low ^ sign, ~low), jnp.float32)
 
 
 def noise(key: PRNGKeyArray, index: Int[Array, "b"], site: Int[Array, "e"], shape: tuple[int, ...]) -> Float[Array, "b e ..."]:

@@ -32,10 +32,10 @@ __all__ = ["axes", "build_plan", "forward", "init", "loss"]
 class Ends(nnx.Module):
     """All but the layers."""
 
-    def __init__(self, c: GeneratorConfig, rngs: nnx.Rngs):
+    def __init__(self, c: GeneratorConfig, head: type[VocabularyHead], rngs: nnx.Rngs):
         self.condition = condition_embedding(c, rngs)
         self.input = input_rule(c, rngs)
-        self.heads = nnx.Dict({f"head{i}": VocabularyHead(c, rngs) for i in range(len(c.taps))})
+        self.heads = nnx.Dict({f"head{i}": head(c, rngs) for i in range(len(c.taps))})
         plan, D = build_plan(c), c.block.width
         self.places = places_of(c, int(plan.position[:, INDEX].max()) + 1, rngs)
         self.norm = norm_of(c.block, D, "embed") if c.block.norm_after else None
@@ -74,8 +74,8 @@ def _structure(make, *args) -> tuple[nnx.GraphDef, nnx.State]:
     return nnx.split(nnx.eval_shape(lambda: make(*args, nnx.Rngs(0))), nnx.Param)
 
 
-def ends_of(c: GeneratorConfig, params: dict) -> Ends:
-    return nnx.merge(_structure(Ends, c)[0], nnx.State(params["ends"]))
+def ends_of(c: GeneratorConfig, params: dict, head: type[VocabularyHead] = VocabularyHead) -> Ends:
+    return nnx.merge(_structure(Ends, c, head)[0], nnx.State(params["ends"]))
 
 
 def layer_of(c: GeneratorConfig, params: dict, kind: type[Block] = Block) -> Block:
@@ -91,8 +91,9 @@ def init(c: GeneratorConfig, key: PRNGKeyArray) -> dict:
     def block(key):
         return pure(Block(c.block, nnx.Rngs(key)))
 
-    ends, blocks = jax.random.split(key)
-    return {"ends": pure(Ends(c, nnx.Rngs(ends))), "blocks": jax.vmap(block)(jax.random.split(blocks, c.layers))}
+    key_ends, key_blocks = jax.random.split(key)
+    ends = pure(Ends(c, VocabularyHead, nnx.Rngs(key_ends)))
+    return {"ends": ends, "blocks": jax.vmap(block)(jax.random.split(key_blocks, c.layers))}
 
 
 def axes(c: GeneratorConfig) -> dict:
@@ -103,7 +104,7 @@ def axes(c: GeneratorConfig) -> dict:
         return nnx.to_pure_dict(nnx.from_flat_state([(path, p.replace(p.get_metadata()["axes"])) for path, p in flat]))
 
     blocks = jax.tree.map(lambda a: ("layers", *a), names(Block, c.block), is_leaf=lambda a: isinstance(a, tuple))
-    return {"ends": names(Ends, c), "blocks": blocks}
+    return {"ends": names(Ends, c, VocabularyHead), "blocks": blocks}
 
 
 def cast(c: GeneratorConfig, params: dict, dtype: jnp.dtype) -> dict:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mmgen.generator import Generator
 
 FAMILIES = {"llamagen-gpt": llamagen, "maskbit": maskbit, "nar": nar, "rar": rar, "var": var}
-FORMATS = {"llamagen": llamagen, "maskbit": maskbit, "nar": nar, "rar": rar, "var": var}  # of export
+FORMATS = {name.removesuffix("-gpt"): module for name, module in FAMILIES.items()}  # of export
 
 
 def convert(

@@ -7,18 +7,17 @@ ffn_dim_multiplier, initializer_range, token_dropout_p, attn_dropout_p, resid_dr
 class_dropout_prob, max_batch_size, max_seq_len, medusa_attention_num.
 """
 
+import functools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from mmgen_tokenizers.errors import UserError, nearest
-from mmgen_tokenizers.files import flatten, rename, unflatten
+from mmgen_tokenizers.files import flatten, rename
 from mmgen_tokenizers.pretrained.from_weights import agree, settings
 
-from mmgen.model import transformer
 from mmgen.model.config import (
     BlockConfig,
     ClassCondition,
@@ -30,6 +29,7 @@ from mmgen.model.config import (
     Sampling,
     TokenLayout,
 )
+from mmgen.pretrained.naming import published_shapes, renamed
 
 ROWS = (
     ("cls_embedding.embedding_table.weight", "ends.condition.table", ""),
@@ -163,14 +163,12 @@ def _shown(model: GeneratorConfig) -> dict[str, int]:
 
 def reference_shapes(c: GeneratorConfig, rows: Sequence = ROWS, plan: Plan = PLAN) -> dict[str, tuple[int, ...]]:
     """LlamaGen's names and shapes for a configuration, without allocating."""
-    theirs = jax.eval_shape(lambda: to_reference(c, transformer.init(c, jax.random.key(0)), jnp, rows, plan))
-    return {name: array.shape for name, array in theirs.items()}
+    return published_shapes(c, functools.partial(to_reference, rows=rows, plan=plan))
 
 
 def from_reference(c: GeneratorConfig, state: dict[str, np.ndarray], rows: Sequence = ROWS) -> dict:
     """LlamaGen's tensors -> our parameters. Raises UserError that lists what does not fit."""
-    ours = jax.eval_shape(lambda: _unstacked(c, transformer.init(c, jax.random.key(0)), jnp))
-    return _stacked(c, unflatten(rename(state, rows, {name: array.shape for name, array in flatten(ours).items()})))
+    return _stacked(c, renamed(c, state, rows, _unstacked))
 
 
 def to_reference(

@@ -10,14 +10,13 @@ pretrained_tokenizer_weight.
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from mmgen_tokenizers.errors import UserError, nearest
-from mmgen_tokenizers.files import flatten, rename, unflatten
+from mmgen_tokenizers.files import flatten, rename
 from mmgen_tokenizers.pretrained.from_weights import agree, settings
 
-from mmgen.model import transformer
 from mmgen.model.config import BlockConfig, ClassCondition, Dropout, GeneratorConfig, RandomOrder, Sampling, TokenLayout
+from mmgen.pretrained.naming import published_shapes, renamed
 
 ROWS = (
     ("cls_token", "ends.prefix", ""),
@@ -131,14 +130,12 @@ def _recommended(depth: int, width: int) -> dict[str, float]:
 
 def reference_shapes(c: GeneratorConfig) -> dict[str, tuple[int, ...]]:
     """RAR's names and shapes for a configuration, without allocating."""
-    theirs = jax.eval_shape(lambda: to_reference(c, transformer.init(c, jax.random.key(0)), jnp))
-    return {name: array.shape for name, array in theirs.items()}
+    return published_shapes(c, to_reference)
 
 
 def from_reference(c: GeneratorConfig, state: dict[str, np.ndarray]) -> dict:
     """RAR's tensors -> our parameters. Raises UserError that lists what does not fit."""
-    ours = jax.eval_shape(lambda: _unstacked(c, transformer.init(c, jax.random.key(0)), jnp))
-    return _stacked(c, unflatten(rename(state, ROWS, {name: array.shape for name, array in flatten(ours).items()})))
+    return _stacked(c, renamed(c, state, ROWS, _unstacked))
 
 
 def to_reference(c: GeneratorConfig, params: dict, xp=np) -> dict[str, np.ndarray]:

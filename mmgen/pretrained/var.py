@@ -9,14 +9,13 @@ drop_path_rate, flash_if_available, fused_if_available.
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from mmgen_tokenizers.errors import UserError, nearest
-from mmgen_tokenizers.files import flatten, rename, unflatten
+from mmgen_tokenizers.files import flatten, rename
 from mmgen_tokenizers.pretrained.from_weights import agree, settings
 
-from mmgen.model import transformer
 from mmgen.model.config import BlockConfig, ClassCondition, Dropout, GeneratorConfig, NextScale, Sampling
+from mmgen.pretrained.naming import published_shapes, renamed
 
 ROWS = (
     ("class_emb.weight", "ends.condition.table", ""),
@@ -109,14 +108,12 @@ def configure(state: dict[str, np.ndarray], config: dict | None, tokenizer=None)
 
 def reference_shapes(c: GeneratorConfig) -> dict[str, tuple[int, ...]]:
     """VAR's names and shapes for a configuration, without allocating."""
-    theirs = jax.eval_shape(lambda: to_reference(c, transformer.init(c, jax.random.key(0)), jnp))
-    return {name: array.shape for name, array in theirs.items()}
+    return published_shapes(c, to_reference)
 
 
 def from_reference(c: GeneratorConfig, state: dict[str, np.ndarray]) -> dict:
     """VAR's tensors -> our parameters, all but the tokenizer's. Raises UserError that lists what does not fit."""
-    ours = jax.eval_shape(lambda: _unstacked(c, transformer.init(c, jax.random.key(0)), jnp))
-    return _stacked(c, unflatten(rename(state, ROWS, {name: array.shape for name, array in flatten(ours).items()})))
+    return _stacked(c, renamed(c, state, ROWS, _unstacked))
 
 
 def to_reference(c: GeneratorConfig, params: dict, xp=np) -> dict[str, np.ndarray]:

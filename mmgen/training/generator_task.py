@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,8 +16,8 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Int
 from mmgen_tokenizers.api import FAMILIES
-from mmgen_tokenizers.errors import UserError
-from mmgen_tokenizers.files import read_json, save_arrays
+from mmgen_tokenizers.errors import UserError, nearest
+from mmgen_tokenizers.files import flatten, read_json, save_arrays, unflatten
 from mmgen_tokenizers.layout import TokenLayout
 from mmgen_tokenizers.pictures import grid, to_float, write_png
 from mmgen_tokenizers.progress import Counter
@@ -30,8 +31,10 @@ from mmgen.model.config import ClassCondition, FeatureCondition, NextScale, Rand
 from mmgen.model.inputs import adopt
 from mmgen.model.layers import compute_dtype
 from mmgen.model.orders import draw_orders, in_orders
+from mmgen.parallel.distributed import first_process
 from mmgen.parallel.rules import by_rows
-from mmgen.training.optimizer import adamw
+from mmgen.training import start
+from mmgen.training.optimizer import adamw, only
 from mmgen.training.state import Tree
 from mmgen.training.tasks import opened, training_batches, validation_batches
 
@@ -65,11 +68,17 @@ class GeneratorTraining:
 
     @functools.cached_property
     def text(self) -> TextTokenizer | None:
-        """RUN/text.model, learned from captions of the training data when the run starts."""
-        path, condition = self.folder / FILE, self.config.condition
+        """RUN/text.model: when the run starts, that of the generator it starts from, or learned from captions of its data."""
+        path, condition, begin = self.folder / FILE, self.config.condition, self.experiment.task.start_from
         if not isinstance(condition, TextCondition):
             return None
-        return TextTokenizer.load(path) if path.is_file() else _learned_text_model(condition, path, self.source)
+        if path.is_file():
+            return TextTokenizer.load(path)
+        text = start.text_model(begin, condition) if begin else None
+        if text is None:
+            return _learned_text_model(condition, path, self.source)
+        text.save(path)
+        return text
 
     @functools.cached_property
     def labels(self) -> Sequence[str] | None:
@@ -85,10 +94,12 @@ class GeneratorTraining:
                 _check_condition(self.config.condition, data, source)
         _check_names(self.source, self.held_out)
         _check_codes(self.config.plan, experiment.task.tokenizer, self.tokenizer)
+        _check_frozen(experiment.task)
         _ = self.text  # learned now, not within a traced step
 
     def optimizer(self, experiment: Experiment) -> optax.GradientTransformation:
-        return adamw(experiment.optimizer, experiment.steps, decayed(transformer.axes(self.config)))
+        update = adamw(experiment.optimizer, experiment.steps, decayed(transformer.axes(self.config)))
+        return only(update, jax.tree.map(operator.not_, self.fixed)) if experiment.task.frozen else update
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         params = transformer.init(self.config, key)
@@ -100,7 +111,17 @@ class GeneratorTraining:
         return transformer.axes(self.config)
 
     def start(self) -> Tree:
-        return {}
+        """Weights of task.start_from; says what becomes of its classes."""
+        name = self.experiment.task.start_from
+        if name is None:
+            return {}
+        source = start.load(name)
+        params, lines = start.fitted(source, name, self.config, self.labels)
+        if source.tokenizer and self.tokenizer and source.tokenizer.fingerprint != self.tokenizer.fingerprint:
+            lines.append("its ids were those of another tokenizer")
+        if first_process():
+            print("\n".join([f"starts from {name}", *(f"  {line}" for line in lines)]))
+        return params
 
     def gradients(self, params, extra, frozen, batch, key, step):
         key_drop, key_model, key_order = jax.random.split(key, 3)
@@ -115,10 +136,15 @@ class GeneratorTraining:
         grads, metrics = jax.grad(loss, has_aux=True)(params)
         return grads, extra, metrics
 
+    @functools.cached_property
+    def fixed(self) -> Tree:
+        """True for parameters that training leaves alone: what the model marks as frozen, and task.frozen."""
+        flat, parts = flatten(transformer.axes(self.config)), self.experiment.task.frozen
+        return unflatten({name: "frozen" in axes or any(_within(name, part) for part in parts) for name, axes in flat.items()})
+
     def _trained(self, params: Tree) -> Tree:
-        """Without a gradient to what the model marks as frozen."""
-        fixed = jax.lax.stop_gradient
-        return _by_axes(lambda names, p: fixed(p) if "frozen" in names else p, transformer.axes(self.config), params)
+        """Without a gradient to what training leaves alone."""
+        return jax.tree.map(lambda fixed, p: jax.lax.stop_gradient(p) if fixed else p, self.fixed, params)
 
     def with_ids(self, frozen: Tree, batch: Tree) -> Tree:
         """The batch with pictures replaced by their ids."""
@@ -221,8 +247,9 @@ def decayed(axes: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(decays, axes, is_leaf=lambda names: isinstance(names, tuple))
 
 
-def _by_axes(function: Callable, axes: Tree, *trees: Tree) -> Tree:
-    return jax.tree.map(function, axes, *trees, is_leaf=lambda names: isinstance(names, tuple))
+def _within(name: str, part: str) -> bool:
+    """Whether a parameter's name is `part`, or begins with it."""
+    return name == part or name.startswith(f"{part}.")
 
 
 def _tokenizer(given: str | None, folder: Path) -> mt.Tokenizer | None:
@@ -293,6 +320,17 @@ def _check_codes(plan: object, name: str | None, tokenizer: mt.Tokenizer | None)
             f"the tokenizer {name} has {tokenizer.config.quantizer}, the model expects {plan.quantizer}: "
             "set task.model.plan.quantizer to match"
         )
+
+
+def _check_frozen(task: GeneratorTask) -> None:
+    """Raises UserError at a part that no model of this kind has, and where nothing would be trained."""
+    names = list(flatten(transformer.axes(task.model)))
+    for part in task.frozen:
+        if not any(_within(name, part) for name in names):
+            parts = sorted({name.rsplit(".", n)[0] for name in names for n in range(name.count(".") + 1)})
+            raise UserError(f"task.frozen: the model has no part {part!r}.{nearest(part, parts)} Its parts: {', '.join(parts)}")
+    if all(any(_within(name, part) for part in task.frozen) for name in names):
+        raise UserError("task.frozen names all of the model: leave something to train")
 
 
 def _known(labels: Int[np.ndarray, "b"], classes: int) -> Int[np.ndarray, "b"]:

@@ -10,6 +10,7 @@ import pytest
 
 from mmgen.model import transformer
 from mmgen.model.config import BlockConfig, ClassCondition, Dropout, GeneratorConfig, TextCondition, TokenLayout
+from mmgen.model.layers import turned_product
 
 CONFIG = GeneratorConfig(
     layout=TokenLayout(height=3, width=4, codebook_size=5),
@@ -43,6 +44,14 @@ def test_what_accelerators_run_computes_the_same(c, batch, monkeypatch):
     here = loss_and_gradients(c, batch)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert_same(loss_and_gradients(c, batch), here)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 65])  # one, few and many go different ways
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_turned_product_is_the_product_with_the_transpose(rows, dtype):
+    x, w = (jax.random.normal(jax.random.key(i), shape).astype(dtype) for i, shape in enumerate([(rows, 1, 24), (40, 24)]))
+    exact = np.asarray(x, np.float64) @ np.asarray(w, np.float64).T
+    np.testing.assert_allclose(turned_product(x, w, jnp.float32), exact, rtol=1e-5, atol=1e-5)
 
 
 def test_recomputed_layers_have_the_same_gradients():

@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,6 @@ MESHES = [("generator", shape) for shape in GENERATOR if shape] + [("tokenizer",
 
 def environment(devices: int) -> dict[str, str]:
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-    # Compiles these programs three times as fast; later versions have no such flag.
-    flags += " --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""
     return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
