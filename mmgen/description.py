@@ -135,12 +135,13 @@ def _weights(place: Path) -> str:
 def _use(folder: Path, about: dict[str, Any]) -> str:
     """The commands that take the folder."""
     if not is_generator(about):
-        command = f"mmgen-tokenizers reconstruct PICTURES --tokenizer {folder} --out grid.png"
+        first = {"try it": f"mmgen-tokenizers reconstruct PICTURES --tokenizer {folder} --out grid.png"}
     else:
         condition = from_json(GeneratorConfig, about["model"]).condition
         words = {ClassCondition: "--label 0", TextCondition: "--prompt 'a red bird'"}.get(type(condition))
         command = f"mmgen sample {folder} {words} -n 4" if words else f"mmgen.load({str(folder)!r}).generate(features=...)"
-    return _aligned("use", {"it": command, "all fields": f"mmgen info {folder} --all"})
+        first = {"draw": command}
+    return _aligned("commands", first | {"all fields": f"mmgen info {folder} --all"})
 
 
 def describe_plan(c: GeneratorConfig) -> str:

@@ -7,6 +7,7 @@ import jax
 import mmgen_tokenizers as mt
 import numpy as np
 import pytest
+from mmgen_tokenizers.families import vqgan
 from mmgen_tokenizers.files import load_arrays
 from safetensors.numpy import load_file
 
@@ -37,7 +38,7 @@ def test_info_of_a_generator_says_first_what_it_is_and_how_to_use_it(text_folder
     assert "sampling guidance 2.0" in lines and "turns 8 x 8 pixels into 2 x 2 = 4 ids of 32 codes" in lines
     count = sum(p.size for p in jax.tree.leaves(mmgen.load(text_folder).params)) / 1e6
     assert f"network {count:.2f}M parameters: 1 layers of width 8, 1 heads" in lines
-    assert f"it mmgen sample {text_folder} --prompt 'a red bird' -n 4" in lines
+    assert f"draw mmgen sample {text_folder} --prompt 'a red bird' -n 4" in lines
     assert "steps  4\n  padding  1.0\n  site -> step\n  0 1\n  2 3\n" in text
     assert "model.block.width" not in text
     assert run("info", text_folder, "--all") == 0
@@ -193,8 +194,11 @@ def test_nar_is_not_called_llamagen(class_folder, tmp_path, capsys):
     assert "NAR's code has no model like this one" in capsys.readouterr().err
 
 
-def test_tokenizers_are_converted_from_python_too(tokenizer, tokenizer_folder, tmp_path):
-    assert run("export", tokenizer_folder, "--out", tmp_path / "theirs", "--format", "llamagen") == 0
+def test_tokenizers_are_converted_from_python_too(tmp_path):
+    config = mt.VQGAN(mt.CNN(4, (1, 1), 1, 2, attention_levels=(1,), latent=4, groups=2), mt.VQ(size=32, dim=4), image_size=8)
+    tokenizer = mt.Tokenizer(config, vqgan.init(config, jax.random.key(0)))
+    tokenizer.save(tmp_path / "ours")
+    assert run("export", tmp_path / "ours", "--out", tmp_path / "theirs", "--format", "llamagen") == 0
     made = mmgen.convert("llamagen-vq", tmp_path / "theirs", tmp_path / "vq", {"group_norm_groups": 2, "image_size": 8})
     assert made.fingerprint == mt.load(tmp_path / "vq").fingerprint == tokenizer.fingerprint
 

@@ -90,13 +90,13 @@ def test_reconstruct_draws_what_is_lost_and_says_psnr(folder, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3 and lines[0].endswith("b.png") and "mean of 2" in lines[2]
     drawn = read_picture(grid)
-    assert drawn.shape == (4 * 8 + 14, 2 * 4 * 3 * 8 + 2, 3)  # four times as large, that the captions have room
-    white = (drawn[4 * 8 :] == 255).all((0, 2))
-    assert white[4 * 3 * 8 - 4 : 4 * 3 * 8 + 2].all() and not white[: 4 * 3 * 8 - 30].all()  # and do not run together
-    assert (drawn[:32, :32].reshape(8, 4, 8, 4, 3) == drawn[:32:4, None, :32:4, None]).all()
-    original = read_picture(folder / "pictures/b.png")
-    np.testing.assert_array_equal(drawn[:32:4, :32:4], original)
-    again = drawn[:32:4, 32:64:4].astype(float)
+    assert drawn.shape == (64 + 14, 2 * 3 * 64 + 2, 3)  # eight times as large, that one sees them and their captions
+    white = (drawn[64:] == 255).all((0, 2))
+    assert white[150:194].all() and not white[:150].all() and not white[194:].all()  # which do not run together
+    original, small = read_picture(folder / "pictures/b.png"), drawn[:64:8, ::8]
+    np.testing.assert_array_equal(drawn[:64, :192].reshape(8, 8, 24, 8, 3)[:, 3, :, 5], small[:, :24])
+    np.testing.assert_array_equal(small[:, :8], original)
+    again = small[:, 8:16].astype(float)
     assert float(lines[0].split()[0]) == pytest.approx(10 * np.log10(255**2 / ((again - original) ** 2).mean()), abs=0.05)
 
 

@@ -17,7 +17,7 @@ EXAMPLE = """example:
   mmgen-tokenizers convert llamagen-vq vq_ds16_c2i.pt --out models/vq16
   mmgen-tokenizers reconstruct photos/ --tokenizer models/vq16 --out grid.png"""
 SEEN = 256  # pictures that a palette is chosen by
-CARD = 96  # pixels that the caption of a reconstruction needs at most
+CARD = 192  # pixels across, at least, of a picture beside its reconstruction: small ones are enlarged
 
 
 # Pictures ----------------------------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def reconstruct(args: argparse.Namespace) -> None:
         for name, *three, (decibels, likeness) in zip(names, before, again, difference, found, strict=True):
             print(f"{decibels:6.2f} dB  {likeness:.3f}  {name}")
             card = enlarged(to_uint8(np.concatenate(three, axis=1)), CARD)
-            cards.append(with_caption(card, f"{decibels:.1f} dB {likeness:.3f}"))
+            cards.append(with_caption(card, f"{decibels:.1f} dB  {likeness:.3f}"))
         scores += found.tolist()
     mean = np.mean(scores, 0)
     columns = max(1, min(len(cards), 1024 // cards[0].shape[1], 4))
