@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -18,15 +19,18 @@ import jax
 import numpy as np
 from jaxtyping import Int, UInt8
 from mmgen_tokenizers.errors import UserError, nearest
-from mmgen_tokenizers.files import read_json, temporary_beside, write_json
+from mmgen_tokenizers.files import arrays_in, read_json, temporary_beside, write_json
 from mmgen_tokenizers.pictures import grid, to_uint8, write_png
 from mmgen_tokenizers.progress import Counter
 from PIL import Image
 
-from mmgen.generator import Generator, load
-from mmgen.model.config import FeatureCondition, TextCondition
+from mmgen.decoding.choice import Choice
+from mmgen.decoding.target import check_ranges, guidance_schedule
+from mmgen.generator import Generator, check_seed, load
+from mmgen.model.config import ClassCondition, FeatureCondition, Sampling, TextCondition
 
 GRID = 1024  # pictures in a grid, at most
+NO_FOLDER = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".npz", ".npy", ".tif", ".tiff")  # what is not meant as a folder's name
 EACH_CLASS = 64  # without labels and number: one picture of each of the first so many classes
 
 
@@ -60,11 +64,13 @@ def sample(
     the folder of the generator that speculative decoding drafts with.
     """
     start = time.perf_counter()
+    settings = {k: v for k, v in settings.items() if v is not None}
+    out = "samples.png" if out is None and npz is None and tokens is None else out
+    check_settings(num, seed, settings, draft)
+    check_paths(out, tokens, npz)
     generator = load(folder, dtype)
     rows = conditions(generator, prompts, labels, num)
-    out = "samples.png" if out is None and npz is None and tokens is None else out
-    check_outputs(generator, len(rows.values), out, tokens, npz)
-    settings = {k: v for k, v in settings.items() if v is not None}
+    check_outputs(generator, len(rows.values), out, npz)
     about = {"model": str(folder), "weights": digest(generator), "dtype": generator.dtype.name, "seed": seed}
     about["settings"] = settings | ({"draft": str(draft)} if draft else {})
     settings |= {"seed": seed} | ({"draft": load(draft, dtype)} if draft else {})
@@ -128,17 +134,30 @@ def schedule(text: str | None) -> str | tuple[str, float] | None:
         raise UserError(f"guidance schedule {text!r}: write power_cosine:P with a number P, e.g. power_cosine:2.5") from None
 
 
-def conditions(generator: Generator, prompts: list[str] | None, labels: list[str] | None, num: int | None) -> Rows:
-    """One entry a picture: `num` (1) for each prompt or label; without labels all classes in turn, `num` in all."""
+def check_settings(num: int | None, seed: int, settings: dict[str, Any], draft: str | Path | None) -> None:
+    """Raises UserError, before anything is loaded, for numbers and decoders that no model takes."""
     if num is not None and num < 1:
         raise UserError(f"--num {num}: ask for at least one picture")
+    check_seed(seed)
+    check_ranges({name: settings[name] for name in vars(Sampling()) if name in settings})
+    if "guidance_schedule" in settings:
+        guidance_schedule(settings["guidance_schedule"], 1.0, 2)
+    choice = {name: settings[name] for name in ("decoder", "window", "init", "coupling") if name in settings}
+    Choice(**{"decoder": "autoregressive", "draft": draft} | choice)
+
+
+def conditions(generator: Generator, prompts: list[str] | None, labels: list[str] | None, num: int | None) -> Rows:
+    """One entry a picture: `num` (1) for each prompt or label; without labels all classes in turn, `num` in all."""
+    condition = generator.config.condition
+    if isinstance(condition, FeatureCondition):
+        raise UserError("this model takes features of a text model as arrays: use mmgen.load(DIR).generate(features=...)")
+    if isinstance(condition, TextCondition) and prompts is None:
+        raise UserError("this model draws from texts: give --prompt TEXT or --prompts FILE")
+    if isinstance(condition, ClassCondition) and prompts is not None:
+        raise UserError(f"this model takes labels, not prompts: give --label K, a number in 0 .. {condition.classes - 1}")
     if prompts is not None:
         values = [prompt for prompt in prompts for _ in range(num or 1)]
         return Rows("prompts", values, [{"prompt": prompt} for prompt in values])
-    if isinstance(generator.config.condition, TextCondition):
-        raise UserError("this model draws from texts: give --prompt TEXT or --prompts FILE")
-    if isinstance(generator.config.condition, FeatureCondition):
-        raise UserError("this model takes features of a text model as arrays: use mmgen.load(DIR).generate(features=...)")
     if labels is not None:
         values = [label for text in labels for label in [number(text, generator)] * (num or 1)]
     else:
@@ -166,26 +185,57 @@ def _named(label: int, names: tuple[str, ...] | None) -> dict[str, Any]:
 # Files -------------------------------------------------------------------------------------------------------------
 
 
-def check_outputs(generator: Generator, count: int, out: str | None, tokens: str | None, npz: str | None) -> None:
-    """Raises UserError, before anything is computed, for what cannot be written."""
-    if generator.tokenizer is None and (out or npz or not tokens):
+def check_paths(out: str | None, tokens: str | None, npz: str | None) -> None:
+    """Raises UserError, before anything is loaded, for what cannot be written, or would take the place of something else.
+
+    A file that the same option wrote is replaced.
+    """
+    suffix = Path(out).suffix.lower() if out and not Path(out).is_dir() and not out.endswith(os.sep) else ""
+    if suffix not in ("", ".png") and (suffix in NO_FOLDER or Path(out).exists()):
+        raise UserError(f"--out {out}: pictures are written as FILE.png or into a folder; an array by --npz FILE.npz")
+    if suffix == ".png" and Path(out).exists() and not _drawn_here(out):
+        raise UserError(f"--out {out}: another picture is there, which mmgen did not draw: remove it or name another")
+    for option, path, array in (("--tokens", tokens, "tokens"), ("--npz", npz, "arr_0")):
+        if path is None:
+            continue
+        if Path(path).suffix != ".npz" or Path(path).is_dir():
+            raise UserError(f"{option} {path}: arrays are written as FILE.npz")
+        if Path(path).exists() and array not in arrays_in(path):
+            raise UserError(f"{option} {path}: another file is there, which {option} did not write: remove it or name another")
+    if tokens is not None and npz is not None and Path(tokens).resolve() == Path(npz).resolve():
+        raise UserError(f"--tokens and --npz both name {npz}: name two files")
+
+
+def check_outputs(generator: Generator, count: int, out: str | None, npz: str | None) -> None:
+    """Raises UserError, before anything is computed, for what this model or so many pictures cannot give."""
+    if generator.tokenizer is None and (out or npz):
         raise UserError(
             "this model has no tokenizer to draw pictures with: convert it again with --tokenizer DIR, or keep the ids with "
             "--tokens FILE.npz alone"
         )
-    suffix = Path(out).suffix.lower() if out and not Path(out).is_dir() and not out.endswith(os.sep) else ""
-    if suffix in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".npz", ".npy", ".tif", ".tiff"):
-        raise UserError(f"--out {out}: pictures are written as FILE.png or into a folder; an array by --npz FILE")
-    if suffix == ".png" and count > GRID:
-        raise UserError(f"{count} pictures are too many for one grid: give --out DIR (one file each) or --npz FILE")
+    if out and is_grid(out) and count > GRID:
+        raise UserError(f"{count} pictures are too many for one grid: give --out DIR (one file each) or --npz FILE.npz")
+
+
+def _drawn_here(path: str) -> bool:
+    try:
+        with Image.open(path) as image:
+            image.load()  # texts may stand behind the pixels
+            return "mmgen" in image.info
+    except (OSError, ValueError):
+        return False
+
+
+def is_grid(out: str) -> bool:
+    """Whether pictures go into one file; else into a folder."""
+    return out.lower().endswith(".png") and not Path(out).is_dir()
 
 
 def outputs(rows: Rows, about: dict, out: str | None, tokens: str | None, npz: str | None) -> list:
     """The writers that are asked for: context managers with `add(first, tokens, pictures)`, `path`, and `done`: how many of the
     first pictures they have from a job that was stopped."""
-    grid_wanted = out is not None and out.lower().endswith(".png") and not Path(out).is_dir()
     wanted = [
-        (out, lambda: GridFile(Path(out), rows, about) if grid_wanted else PictureFolder(Path(out), rows, about)),
+        (out, lambda: (GridFile if is_grid(out) else PictureFolder)(Path(out), rows, about)),
         (tokens, lambda: ArrayFile(Path(tokens), rows, about, "tokens")),
         (npz, lambda: ArrayFile(Path(npz), rows, about, "arr_0")),
     ]
@@ -258,9 +308,18 @@ class PictureFolder:
         return self
 
     def __exit__(self, kind, *_) -> None:
-        if self._count:  # also of a job that was stopped: what is there is described
-            entries = [self._entry(index) for index in range(self._count)]
-            write_json(self.path / "samples.json", self._about | {"pictures": entries})
+        if not self._count:
+            return
+        # Also of a job that was stopped: what is there is described.
+        entries = [self._entry(index) for index in range(self._count)]
+        write_json(self.path / "samples.json", self._about | {"pictures": entries})
+        others = {path.name for path in self.path.glob("*.png")} - {entry["file"] for entry in entries}
+        if others:
+            warnings.warn(
+                f"{self.path} holds {len(others)} other pictures, such as {min(others)}, that were there before; samples.json "
+                "lists those of this job",
+                stacklevel=2,
+            )
 
 
 class ArrayFile:
