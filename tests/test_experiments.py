@@ -76,6 +76,19 @@ def test_llamagen_fits_its_published_tokenizer(tmp_path):
     assert experiment.steps == 1_501_367 and experiment.task.sampling.guidance == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("imagenet256/llamagen_3b", 3.096e9), ("imagenet256/var_d30", 2.0093e9), ("text256/parti_20b", 20.48e9)],
+)
+def test_presets_at_scale_have_their_size(name, parameters, tmp_path):
+    """And rows of a batch for each device of the pods in their docstrings."""
+    experiment = config.load_experiment(EXPERIMENTS / f"{name}.py")
+    config.save(experiment, tmp_path / "experiment.json")
+    assert config.load(tmp_path / "experiment.json") == experiment
+    params = jax.eval_shape(lambda: transformer.init(experiment.task.model, jax.random.key(0)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == pytest.approx(parameters, rel=2e-3)
+
+
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*/*.py")), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_the_docstring_says_how_to_run_it(path):
     text = ast.get_docstring(ast.parse(path.read_text()))

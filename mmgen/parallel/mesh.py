@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from mmgen_tokenizers.errors import UserError
@@ -47,7 +48,9 @@ def mesh_of(experiment: Experiment) -> Mesh | None:
 
 @functools.cache
 def make_mesh(shape: tuple[int, ...], devices: tuple) -> Mesh:
-    return jax.make_mesh(shape, AXES, (AxisType.Auto,) * len(AXES), devices=devices)
+    # An axis of the mesh may be a part of an axis of a TPU's torus: tensor 4 of 8 x 8 x 8, which jax.make_mesh refuses.
+    placed = create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def check_batch(experiment: Experiment, shape: tuple[int, ...]) -> None:
