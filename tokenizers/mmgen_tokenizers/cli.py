@@ -184,18 +184,24 @@ def pixels(args: argparse.Namespace) -> None:
 
 
 def pull(args: argparse.Namespace) -> None:
-    """Fetch a file of published weights through huggingface_hub (extra `hub`): of one commit, resumable, checked by its hash.
+    """Fetch published weights through huggingface_hub (extra `hub`): of one commit, resumable, checked by their hash.
 
-    The page of the file shows the commit and the SHA-256. Without --sha256 the hash of what came is printed, and noted in
-    pulled.json beside the file.
+    NAME is one that `list` shows. Without --revision the commit is the newest one at the first time and the same ever after:
+    pulled.json beside the file notes it, and the hash of what came. The page of a file shows both.
 
     example:
+      mmgen-tokenizers pull VQ-16 --out weights
       mmgen-tokenizers pull FoundationVision/LlamaGen vq_ds16_c2i.pt --revision COMMIT --sha256 HASH --out weights
     """
     from .hub import pull as fetch
+    from .pretrained.published import PUBLISHED, file_of
 
-    path, found = fetch(args.repo, args.file, args.out, args.revision, args.sha256)
-    print(f"wrote {path}: SHA-256 {found}, {'as asked for' if args.sha256 else 'unchecked but for what the server says'}")
+    repo, file = (args.weights, args.file) if args.file else file_of(args.weights)
+    path, revision, found = fetch(repo, file, args.out, args.revision, args.sha256)
+    print(f"wrote {path}: {file} of {repo} at commit {revision}")
+    print(f"SHA-256 {found}, {'as asked for' if args.sha256 else 'unchecked but for what the server says'}")
+    if not args.file:
+        print(f"next: mmgen-tokenizers convert {PUBLISHED[args.weights].family} {path} --out DIR")
 
 
 def info(args: argparse.Namespace) -> None:
@@ -287,9 +293,13 @@ def parser(verb: str) -> Parser:
 
 def pull_arguments(p: argparse.ArgumentParser) -> None:
     """Those of `pull`, here and of mmgen."""
-    p.add_argument("repo", metavar="REPO", help="OWNER/NAME")
-    p.add_argument("file", metavar="FILE", help="its path in the repository")
-    p.add_argument("--revision", required=True, metavar="COMMIT", help="40 hexadecimal digits")
+    p.add_argument(
+        "weights", metavar="NAME or REPO", help="weights that `mmgen-tokenizers list` shows, or OWNER/NAME of a repository"
+    )
+    p.add_argument("file", nargs="?", metavar="FILE", help="its path in the repository, if one is named")
+    p.add_argument(
+        "--revision", metavar="COMMIT", help="40 hexadecimal digits (the commit noted beside the file, or the newest)"
+    )
     p.add_argument("--sha256", metavar="HASH", help="64 hexadecimal digits")
     p.add_argument("--out", default=".", metavar="DIR", help="folder to write into (this one)")
 
