@@ -112,6 +112,8 @@ class GeneratorTask:
     tokenizer: str | None = None
     condition_dropout: float = 0.1  # share of samples that see the null condition: guidance needs it
     sampling: Sampling = field(default_factory=Sampling)  # recommended settings, stored with the weights
+    start_from: str | None = None  # folder of a generator whose weights training begins with; its condition may be another
+    frozen: tuple[str, ...] = ()  # parameters that stay as they are: names, or beginnings of names ("blocks", "ends.input")
 
 
 @dataclass(frozen=True)

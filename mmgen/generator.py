@@ -44,6 +44,11 @@ class Output(NamedTuple):
     images: Float[np.ndarray, "b h w 3"] | None  # in [-1, 1]; None without a tokenizer
     forwards: int  # of the transformer, until the last picture of a batch was done
 
+    def __repr__(self) -> str:
+        arrays = {name: getattr(self, name) for name in ("tokens", "images")}
+        shown = [f"{name} {'none' if a is None else f'{a.dtype} {list(a.shape)}'}" for name, a in arrays.items()]
+        return f"Output({', '.join(shown)}, forwards {self.forwards})"
+
 
 class Progress(NamedTuple):
     """What `stream` gives: all sites, drawn or not yet."""
@@ -95,6 +100,11 @@ class Generator:
         self._decoder = (MaskedRounds if isinstance(config.plan, Masked) else Autoregressive)(config, self.dtype)
         self._decoders: dict = {}
         self._programs: dict = {}
+
+    def __repr__(self) -> str:
+        count = sum(np.size(p) for p in jax.tree.leaves(self.params)) / 1e6
+        order, pictures = type(self.config.plan).__name__, "" if self.tokenizer else ", no tokenizer"
+        return f"Generator({self._wanted} -> {self.config.layout}, {order}, {count:.2f}M parameters, {self.dtype}{pictures})"
 
     @property
     def null_label(self) -> int:
@@ -183,11 +193,11 @@ class Generator:
         `known` [B, N] (or [N], for all): tokens of a picture. Those where `known_mask` is true are kept, the others are drawn
         to fit (decoding/known.py says which plans can keep what); the null label is then allowed too.
 
-        `decoder` "jacobi" computes `window` sites a forward ("auto": as many as cost this device nothing), beginning from
-        `init`: copies of the "left" or "upper" neighbor, a draw from the last "law" or from all tokens ("uniform"), or tokens
-        [B, N] that may be near; "speculative" lets the generator `draft` guess them. Both give the tokens of
-        "autoregressive" (in float32) in fewer forwards. With `coupling` "maximal" they take fewer still, and give other
-        pictures of the same distribution, which depend on the window too.
+        `decoder` "jacobi" computes `window` sites a forward ("auto": about as many as it could while it reads the weights),
+        beginning from `init`: copies of the "left" or "upper" neighbor, a draw from the last "law" or from all tokens
+        ("uniform"), or tokens [B, N] that may be near; "speculative" lets the generator `draft` guess them. Both give the
+        tokens of "autoregressive" (in float32) in fewer forwards. With `coupling` "maximal" they take fewer still, and give
+        other pictures of the same distribution, which depend on the window too.
 
         Raises UserError for what does not fit the model.
         """
@@ -236,11 +246,14 @@ class Generator:
 
     def _stream(self, job: Job, rows: np.ndarray, every: int) -> Iterator[Progress]:
         given = self._given(job, rows)
-        opened, continued = self._stream_programs(job.machine, job.which)
-        carry, done = opened(*given), np.zeros(1, bool)
+        opened, grown, continued = self._stream_programs(job.machine, job.which)
+        carry, at, time, done = opened(*given), 0, 0, np.zeros(1, bool)
         while not done.all():
-            carry, (tokens, done) = continued(carry, np.int32(every), *given)
-            tokens, done = (np.asarray(array)[: len(rows)] for array in (tokens, done))
+            for stage, steps in job.machine.stages(time, every):
+                carry, at = carry if stage == at else grown(carry, stage), stage
+                carry, seen = continued(stage, carry, np.int32(steps), *given)
+            time += every
+            tokens, done = (np.asarray(array)[: len(rows)] for array in seen)
             yield Progress(tokens, done)
 
     def _job(
@@ -250,17 +263,19 @@ class Generator:
         """The arguments of `generate`, checked."""
         models = (self,) if choice.draft is None else (self, choice.draft)
         check_draft(*models)
-        if (num := 1 if num is None else num) < 1:
-            raise UserError(f"num {num} must be at least 1")
-        if not 0 <= seed < 1 << 32:  # JAX keeps 32 bits of it: a larger one would draw the pictures of a smaller one
-            raise UserError(f"seed {seed} must be in 0 .. {(1 << 32) - 1}")
+        num = 1 if num is None else num
+        if not _is_whole(num) or num < 1:
+            raise UserError(f"num {num!r} must be a whole number from 1 on")
+        check_seed(seed)
+        if not _is_whole(first_index) or first_index < 0:
+            raise UserError(f"first_index {first_index!r} must be a whole number from 0 on")
         batches = []
         for model in models:
             batch = model._condition(*condition, null_allowed=known is not None)
             batch = with_known(model.config, model._decoder.plan, batch, known, known_mask)
             batches.append({name: np.repeat(value, num, axis=0) for name, value in batch.items()})
         times, rounds = self._rounds(steps, choice_temperature)
-        which, settings = resolve(self.sampling, times, self.config.layout.codebook_size, **sampling)
+        which, settings = resolve(self.sampling, times, **sampling)
         rows = _rows(batches[0])
         return Job(
             self._machine(choice, rows, which), models, batches, (first_index + np.arange(rows)).astype(np.uint32),
@@ -329,19 +344,22 @@ class Generator:
         return self._programs[machine, which]
 
     def _stream_programs(self, machine: Autoregressive, which: Filter) -> tuple:
-        """What begins, and what goes on for some forwards and shows the tokens."""
+        """What begins, what makes room for the next stage, and what goes on for some forwards and shows the tokens."""
         if (machine, which, "stream") not in self._programs:
 
             def opened(*given):
                 with self._precision:
                     return machine.opened(_requests(which, *given))
 
-            def continued(carry, steps, *given):
+            def continued(stage, carry, steps, *given):
                 with self._precision:
-                    carry = machine.continued(_requests(which, *given), carry, steps)
+                    carry = machine.continued(_requests(which, *given), carry, steps, stage)
                 return carry, machine.seen(carry)
 
-            self._programs[machine, which, "stream"] = jax.jit(opened), jax.jit(continued, donate_argnums=0)
+            grown = jax.jit(lambda carry, stage: machine.grown(carry, stage), static_argnums=1)
+            self._programs[machine, which, "stream"] = (
+                jax.jit(opened), grown, jax.jit(continued, static_argnums=0, donate_argnums=1)
+            )  # fmt: skip
         return self._programs[machine, which, "stream"]
 
     def _machine(self, choice: Choice, rows: int, which: Filter) -> Autoregressive | MaskedRounds:
@@ -376,9 +394,9 @@ class Generator:
         if labels is not None:
             return {"label": self._labels(labels, null_allowed)}
         if prompts is not None:
-            prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-            if not prompts:
-                raise UserError("prompts is empty: pass at least one")
+            prompts = _listed(prompts)
+            if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+                raise UserError(f"prompts must be texts, at least one: not {prompts!r}")
             if self.text is None:
                 raise UserError(
                     "this generator has no text model (text.model) to read prompts with: export it again from its run"
@@ -388,11 +406,13 @@ class Generator:
         return self._features(np.asarray(features, np.float32), features_mask)
 
     def _labels(self, labels, null_allowed: bool) -> Int[np.ndarray, "b"]:
-        labels = [labels] if isinstance(labels, str | int | np.integer) else list(labels)
+        labels = _listed(labels)
         known = self.labels or ()
         for label in labels:
             if isinstance(label, str) and label not in known:
                 raise UserError(f"there is no label {str(label)!r} among {len(known)} names.{nearest(label, known)}")
+            if not isinstance(label, str) and not _is_whole(label):
+                raise UserError(f"labels must be whole numbers or names, not {label!r}")
         ids = np.array([known.index(x) if isinstance(x, str) else int(x) for x in labels], np.int32)
         highest = self.null_label if null_allowed else self.null_label - 1
         if len(ids) == 0 or ids.min() < 0 or ids.max() > highest:
@@ -441,6 +461,20 @@ class Generator:
 def _requests(which: Filter, models: list[tuple[dict, dict]], index, key, settings: Settings, extra: tuple) -> tuple:
     """What a decoder takes, from the arguments of its program."""
     return *(Request(params, batch, index, key, settings, which) for params, batch in models), *extra
+
+
+def _listed(values: object) -> list:
+    return list(values) if np.iterable(values) and not isinstance(values, str) else [values]
+
+
+def _is_whole(value: object) -> bool:
+    return np.issubdtype(np.asarray(value).dtype, np.integer) and np.ndim(value) == 0
+
+
+def check_seed(seed: int) -> None:
+    """Raises UserError for what is no seed. JAX keeps 32 bits of it: a larger one would draw the pictures of a smaller one."""
+    if not _is_whole(seed) or not 0 <= seed < 1 << 32:
+        raise UserError(f"seed {seed!r} must be a whole number in 0 .. {(1 << 32) - 1}")
 
 
 def _rows(batch: dict) -> int:

@@ -12,7 +12,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # set it to test on an accelerato
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Tests compile much and compute little: without LLVM's optimisations, in one piece and by XLA's older emitters (jax 0.12 has
-# them no more and ignores that word) programs compile in a fifth of the time. XLA_FLAGS="" tests what users run.
+# them no more and ignores that word) programs compile in a third to a fifth of the time. XLA_FLAGS="" tests what users run.
 COMPILE_FAST = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 COMPILE_FAST += " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 os.environ.setdefault("XLA_FLAGS", COMPILE_FAST)

@@ -1,5 +1,6 @@
 """Tiny models of each kind."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from mmgen_tokenizers.layout import TokenLayout
 from mmgen_tokenizers.quantizers.multiscale import MultiScaleVQ
 
 import mmgen.plan
+from mmgen.model import transformer
 from mmgen.model.config import BlockConfig, ClassCondition, GeneratorConfig
 from mmgen.model.inputs import INPUT_RULES, Shift
 from mmgen.plan import Masked, NextNeighbor, NextScale, RandomOrder
@@ -43,6 +45,12 @@ RAR = {
     "mlp_kind": "gelu_exact", "bias": True, "qk_norm": True, "norm": "layer", "position": "learned", "modulation": "slot",
 }  # fmt: skip
 VAR = {"mlp_kind": "gelu", "bias": True, "l2_attention": True, "position": "learned"}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def parameters(c: GeneratorConfig, seed: int = 0) -> dict:
+    """`randomized` ones, by one program: op by op, every small operation would be compiled for itself."""
+    return randomized(transformer.init(c, jax.random.key(0)), seed)
 
 
 def randomized(params: dict, seed: int = 0) -> dict:

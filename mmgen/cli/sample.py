@@ -2,14 +2,17 @@
 
 The same seed gives the same pictures, whatever else is drawn with them (in float32). Settings that are not given are those
 recommended with the model. A class model without --label goes through all of its classes, evenly. RUN comes first: --prompt
-and --label take all words that follow.
+and --label take all words that follow. A job that was stopped, by ctrl-C or by force, goes on when the same command is given
+again (but for a grid).
 
 example:
   mmgen sample runs/quickstart/generator --prompt 'a small red circle above a large blue square' -n 4 --out circles.png
   mmgen sample models/gpt_b --label 207 --label 360 -n 8 --guidance 4 --out pictures/
+  mmgen sample runs/quickstart/generator --prompts thousand.txt --out pictures/
   mmgen sample models/gpt_b --num 50000 --npz samples.npz        uint8 [N, H, W, 3] under arr_0, for FID suites
 """
 
+import warnings
 from collections.abc import Sequence
 
 from mmgen.cli.parsing import Parser, existing
@@ -34,7 +37,7 @@ def parser() -> Parser:
     p.add_argument("--draft", metavar="DIR", help="a smaller generator of the same tokenizer, for --decoder speculative")
     p.add_argument("--out", metavar="FILE.png|DIR", help="one grid, or one file a picture (default: samples.png)")
     p.add_argument("--tokens", metavar="FILE.npz", help="also write the token ids, int32 [N, sites]")
-    p.add_argument("--npz", metavar="FILE", help="write all pictures as one uint8 array")
+    p.add_argument("--npz", metavar="FILE.npz", help="write all pictures as one uint8 array")
     return p
 
 
@@ -63,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
     settings = {name: getattr(args, name) for name in SETTINGS + DECODING}
     samples.sample(
         args.run,
-        prompts=samples.read_prompts(existing(args.prompts)) if args.prompts else _flat(args.prompt),
+        prompts=samples.read_prompts(existing(args.prompts)) if args.prompts else _prompts(args.prompt),
         labels=_flat(args.label),
         num=args.num,
         seed=args.seed,
@@ -78,6 +81,14 @@ def main(arguments: Sequence[str]) -> None:
 
 def _window(text: str) -> int | str:
     return int(text) if text.lstrip("-").isdigit() else text
+
+
+def _prompts(lists: list[list[str]] | None) -> list[str] | None:
+    for texts in lists or ():
+        if len(texts) > 1 and not any(" " in text for text in texts):
+            words = " ".join(texts)
+            warnings.warn(f"taken for {len(texts)} prompts of one word; quote what is one: --prompt {words!r}", stacklevel=2)
+    return _flat(lists)
 
 
 def _flat(lists: list[list[str]] | None) -> list[str] | None:

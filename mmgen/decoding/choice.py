@@ -19,8 +19,8 @@ OPTIONS = {
     "jacobi": ("window", "init", "coupling"),
     "speculative": ("window", "coupling", "draft"),
 }
-# Operations that a device does while it reads one byte: matrix products in the dtype that it computes in over memory. H200 and
-# CPU measured, TPUs by data sheet.
+# Operations that a device does while it reads one byte: matrix products in the dtype that it computes in over memory. Rough:
+# one H200 and one CPU were measured, TPUs are by data sheet.
 OPERATIONS_PER_BYTE = {"h200": 184, "tpu v5 lite": 243, "tpu v5p": 164, "tpu v6 lite": 575, "cpu": 7}
 OTHER_DEVICE = 200
 LARGEST_WINDOW = 64

@@ -14,7 +14,7 @@ from mmgen.decoding.autoregressive import Request
 from mmgen.decoding.target import Filter, noise, target
 from mmgen.model.attention import attend, mask_of
 from mmgen.model.config import GeneratorConfig
-from mmgen.model.heads import choose
+from mmgen.model.heads import TurnedHead, choose
 from mmgen.model.layers import FusedBlock
 from mmgen.model.masking import hidden_share
 from mmgen.model.positions import rotary_angles
@@ -79,7 +79,7 @@ class MaskedRounds:
     def _logits(self, params: dict, batch: dict, tokens: Int[Array, "r n ..."]) -> Float[Array, "r n ..."]:
         """One forward of all slots: each reads every other, so there is nothing to keep from round to round."""
         c, extra = self.config, plan_batch(self.config, batch)
-        ends, slots = ends_of(c, params), slots_of(self.plan, extra)
+        ends, slots = ends_of(c, params, TurnedHead), slots_of(self.plan, extra)
         x = embed(ends, {**batch, "ids": tokens}, self.plan, slots).astype(self.dtype)
         angles, mask = rotary_angles(c.block, slots.position), mask_of(self.plan, extra.valid)
         modulator, head_modulator = ends.modulators(c, batch, slots)

@@ -36,8 +36,12 @@ class State(NamedTuple):
 
 
 class Parallel(Windowed):
-    """`coupling`: "gumbel" draws site s by the noise of site s whatever the draft, so that tokens are those of plain decoding;
-    "maximal" keeps more drafts, and gives tokens of the same distribution."""
+    """What Jacobi and Speculative share. They add `opened(given)`, the state after the first forward, and `round(given, fixed,
+    state)`, that after one more: drafts, `verify`, and what is drafted from next.
+
+    `coupling`: "gumbel" draws site s by the noise of site s whatever the draft, so that tokens are those of plain decoding;
+    "maximal" keeps more drafts, and gives tokens of the same distribution.
+    """
 
     def __init__(self, c: GeneratorConfig, dtype: jnp.dtype, window: int, coupling: str):
         super().__init__(c, dtype, window)
@@ -57,15 +61,13 @@ class Parallel(Windowed):
         carry = self.continued(given, self.opened(given))
         return self.seen(carry)[0], carry[1].forwards
 
-    def opened(self, given: tuple) -> tuple[Static, State]:
-        """After the first forward."""
-        raise NotImplementedError
+    def stages(self, time: int, steps: int) -> list[tuple[int, int]]:
+        """One program for all forwards."""
+        return [(0, steps)]
 
-    def round(self, given: tuple, fixed: Static, s: State) -> State:
-        """After one more: drafts, `verify`, and what is drafted from next."""
-        raise NotImplementedError
-
-    def continued(self, given: tuple, carry: tuple[Static, State], steps: Int[Array, ""] | None = None) -> tuple[Static, State]:
+    def continued(
+        self, given: tuple, carry: tuple[Static, State], steps: Int[Array, ""] | None = None, stage: int = 0
+    ) -> tuple[Static, State]:
         """After `steps` more forwards, or once all rows are done."""
         fixed, state = carry
         last = jnp.int32(self.plan.sites if steps is None else state.forwards + steps)

@@ -17,6 +17,7 @@ from mmgen_tokenizers.errors import UserError
 from mmgen.decoding.autoregressive import Autoregressive, Carry, Request
 from mmgen.decoding.target import target
 from mmgen.model.config import GeneratorConfig
+from mmgen.model.heads import TurnedHead
 from mmgen.model.inputs import Slots
 from mmgen.model.kv_cache import Cache
 from mmgen.model.positions import rotary_angles
@@ -48,7 +49,7 @@ class Windowed(Autoregressive):
         """`target` of sites site .. site + W - 1 of each row, each given the `tokens` before it; site is at most N. Those
         behind the last site mean nothing."""
         c, W, B = self.config, self.window, len(site)
-        ends, copies = ends_of(c, r.params), len(valid) // B
+        ends, copies = ends_of(c, r.params, TurnedHead), len(valid) // B
         sites = site[:, None] + jnp.arange(W)
         slot = jnp.tile(self.plan.condition_slots - 1 + sites, (copies, 1))
         slots = self._slots_at(r.batch, slot)._replace(source=slot - self.plan.condition_slots)

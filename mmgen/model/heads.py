@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mmgen.model.config import GeneratorConfig
-from mmgen.model.layers import LayerNorm, norm_of, product, weight
+from mmgen.model.layers import LayerNorm, norm_of, product, turned_product, weight
 from mmgen.parallel.rules import constrain
 
 
@@ -29,7 +29,13 @@ class VocabularyHead(nnx.Module):
             self.layer_bias = weight(rngs, (D,), (None,), scale=0.0)
         if c.block.bias:
             self.bias = weight(rngs, (self.groups * self.size,), ("vocab",), scale=0.0)
-        self.map = weight(rngs, (c.block.width, self.groups * self.size), ("embed", "vocab"), scale=0.0)
+        self.project(D, self.groups * self.size, rngs)
+
+    def project(self, width: int, outputs: int, rngs: nnx.Rngs) -> None:
+        self.map = weight(rngs, (width, outputs), ("embed", "vocab"), scale=0.0)
+
+    def mapped(self, features: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
+        return jnp.matmul(features, self.map[...].astype(features.dtype), preferred_element_type=jnp.float32)
 
     def features(
         self, hidden: Float[Array, "b s d"], condition: Float[Array, "b #s d"] | None = None
@@ -45,10 +51,25 @@ class VocabularyHead(nnx.Module):
 
     def logits(self, features: Float[Array, "b n d"]) -> Float[Array, "b n ..."]:
         """float32 [B, N, V], or [B, N, G, V] with groups."""
-        y = jnp.matmul(features, self.map[...].astype(features.dtype), preferred_element_type=jnp.float32)
+        y = self.mapped(features)
         y = y + self.bias[...].astype(jnp.float32) if hasattr(self, "bias") else y
         y = constrain(y, "batch", "sites", "vocab")
         return y.reshape(*y.shape[:2], self.groups, self.size) if self.groups > 1 else y
+
+
+class TurnedHead(VocabularyHead):
+    """The same head in the form that decodes: see layers.turned_product."""
+
+    def project(self, width: int, outputs: int, rngs: nnx.Rngs) -> None:
+        self.map_turned = weight(rngs, (outputs, width), ("vocab", "embed"), scale=0.0)
+
+    def mapped(self, features: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
+        return turned_product(features, self.map_turned[...], jnp.float32)
+
+
+def turn(head: dict) -> dict:
+    """Parameters of one VocabularyHead -> those of a TurnedHead."""
+    return {name: value for name, value in head.items() if name != "map"} | {"map_turned": head["map"].T}
 
 
 def negative_log_likelihood(
@@ -58,12 +79,6 @@ def negative_log_likelihood(
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     wanted = (1 - smoothing) * chosen + smoothing * jnp.mean(logits, axis=-1) if smoothing else chosen
     return jax.nn.logsumexp(logits, axis=-1) - wanted
-
-
-def cross_entropy(logits: Float[Array, "b n *g v"], tokens: Int[Array, "b n *g"]) -> Float[Array, "b n"]:
-    """Negative log-likelihood of each site in nats; a group's sub-tokens add up."""
-    loss = negative_log_likelihood(logits, tokens)
-    return loss.reshape(*loss.shape[:2], -1).sum(-1)
 
 
 def choose(scores: Float[Array, "b e *g v"], noise: Float[Array, "b e *g v"]) -> Int[Array, "b e *g"]:

@@ -10,14 +10,13 @@ pretrained_tokenizer_weight.
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from mmgen_tokenizers.errors import UserError, nearest
-from mmgen_tokenizers.files import flatten, rename, unflatten
+from mmgen_tokenizers.files import flatten, rename
 from mmgen_tokenizers.pretrained.from_weights import agree, settings
 
-from mmgen.model import transformer
 from mmgen.model.config import BlockConfig, ClassCondition, Dropout, GeneratorConfig, RandomOrder, Sampling, TokenLayout
+from mmgen.pretrained.naming import published_shapes, renamed
 
 ROWS = (
     ("cls_token", "ends.prefix", ""),
@@ -103,7 +102,6 @@ def configure(state: dict[str, np.ndarray], config: dict | None) -> tuple[Genera
     for name in NEEDED:
         if name not in state:
             raise UserError(f"the checkpoint has no {name}: it is no RAR (its tokenizer: maskgit-vqgan)")
-    given = settings("rar", (config or {}).get("model", config), {}, (*SHOWN, *USED), IGNORED)
     vocabulary, width = state["lm_head.weight"].shape
     shown = {
         "codebook_size": vocabulary,
@@ -114,31 +112,30 @@ def configure(state: dict[str, np.ndarray], config: dict | None) -> tuple[Genera
         "image_seq_len": state["pos_embed"].shape[1] - 1024,
         "condition_num_classes": len(state["embeddings.weight"]) - vocabulary - 2,
     }
-    agree("rar", given, shown)
     _, _, depth, heads, mlp, tokens, classes = shown.values()
+    section = config["model"] if isinstance(config, dict) and isinstance(config.get("model"), dict) else config
+    given = settings("rar", section, _recommended(depth, width), SHOWN, IGNORED)
+    agree("rar", given, shown)
     model = _model(depth, width, heads, mlp, classes, tokens, vocabulary, unread=sum(UNREAD))
-    return model, _sampling(given, depth, width)
-
-
-def _sampling(given: dict, depth: int, width: int) -> Sampling:
-    """That of the published size, unless given; other sizes are drawn without guidance."""
-    sizes = {(d, w): recommended for d, w, _, recommended in SIZES.values()}
-    recommended = zip(USED, sizes.get((depth, width), (1.0, 1.0, 1.0)), strict=True)
-    scale, power, temperature = (float(given.get(name, value)) for name, value in recommended)
+    scale, power, temperature = (float(given[name]) for name in USED)
     # Scale 0 is RAR's way to say: without guidance.
-    return Sampling(guidance=scale or 1.0, guidance_schedule=("power_cosine", power), temperature=temperature)
+    return model, Sampling(guidance=scale or 1.0, guidance_schedule=("power_cosine", power), temperature=temperature)
+
+
+def _recommended(depth: int, width: int) -> dict[str, float]:
+    """Settings of the published size; other sizes are drawn without guidance."""
+    sizes = {(d, w): recommended for d, w, _, recommended in SIZES.values()}
+    return dict(zip(USED, sizes.get((depth, width), (1.0, 1.0, 1.0)), strict=True))
 
 
 def reference_shapes(c: GeneratorConfig) -> dict[str, tuple[int, ...]]:
     """RAR's names and shapes for a configuration, without allocating."""
-    theirs = jax.eval_shape(lambda: to_reference(c, transformer.init(c, jax.random.key(0)), jnp))
-    return {name: array.shape for name, array in theirs.items()}
+    return published_shapes(c, to_reference)
 
 
 def from_reference(c: GeneratorConfig, state: dict[str, np.ndarray]) -> dict:
     """RAR's tensors -> our parameters. Raises UserError that lists what does not fit."""
-    ours = jax.eval_shape(lambda: _unstacked(c, transformer.init(c, jax.random.key(0)), jnp))
-    return _stacked(c, unflatten(rename(state, ROWS, {name: array.shape for name, array in flatten(ours).items()})))
+    return _stacked(c, renamed(c, state, ROWS, _unstacked))
 
 
 def to_reference(c: GeneratorConfig, params: dict, xp=np) -> dict[str, np.ndarray]:

@@ -9,14 +9,13 @@ drop_path_rate, flash_if_available, fused_if_available.
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from mmgen_tokenizers.errors import UserError, nearest
-from mmgen_tokenizers.files import flatten, rename, unflatten
+from mmgen_tokenizers.files import flatten, rename
 from mmgen_tokenizers.pretrained.from_weights import agree, settings
 
-from mmgen.model import transformer
 from mmgen.model.config import BlockConfig, ClassCondition, Dropout, GeneratorConfig, NextScale, Sampling
+from mmgen.pretrained.naming import published_shapes, renamed
 
 ROWS = (
     ("class_emb.weight", "ends.condition.table", ""),
@@ -52,7 +51,7 @@ ROWS = (
 SIZES = {"d16": (16, False), "d20": (20, False), "d24": (24, False), "d30": (30, False), "d36": (36, True)}
 RECOMMENDED = Sampling(guidance=2.5, guidance_schedule="linear", top_k=900, top_p=0.96)  # VAR's "cfg 1.5" is 1 + 1.5
 SHOWN = ("depth", "embed_dim", "mlp_ratio", "num_classes", "shared_aln", "V", "Cvae", "patch_nums")
-USED = ("num_heads", "norm_eps", "attn_l2_norm")
+DEFAULTS = {"num_heads": None, "norm_eps": 1e-6, "attn_l2_norm": True}
 IGNORED = ("ch", "ch_mult", "num_res_blocks", "quant_resi", "share_quant_resi", "using_znorm", "cond_drop_rate", "drop_rate",
            "attn_drop_rate", "drop_path_rate", "flash_if_available", "fused_if_available")  # fmt: skip
 
@@ -83,7 +82,7 @@ def _model(
 
 def configure(state: dict[str, np.ndarray], config: dict | None, tokenizer=None) -> tuple[GeneratorConfig, Sampling]:
     """The model that a checkpoint holds, and its recommended sampling. `tokenizer`: its configuration, families multiscale."""
-    given = settings("var", config, {}, (*SHOWN, *USED), IGNORED)
+    given = settings("var", config, DEFAULTS, SHOWN, IGNORED)
     if "pos_1LC" not in state or "word_embed.weight" not in state:
         raise UserError("the checkpoint lacks pos_1LC or word_embed.weight: it is no VAR transformer (tokenizer: var-vqvae)")
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
@@ -103,21 +102,18 @@ def configure(state: dict[str, np.ndarray], config: dict | None, tokenizer=None)
             f"the tokenizer has {quantizer.size} codes of {quantizer.dim} numbers and {sites} ids a picture, the checkpoint "
             f"{shown['V']}, {channels} and {state['pos_1LC'].shape[1]}: they do not belong together"
         )
-    l2, eps = bool(given.get("attn_l2_norm", True)), float(given.get("norm_eps", 1e-6))
-    heads = int(given.get("num_heads") or depth)
+    heads, l2, eps = given["num_heads"] or depth, given["attn_l2_norm"], float(given["norm_eps"])
     return _model(depth, width, heads, mlp, condition, shared, tokenizer, l2, eps), RECOMMENDED
 
 
 def reference_shapes(c: GeneratorConfig) -> dict[str, tuple[int, ...]]:
     """VAR's names and shapes for a configuration, without allocating."""
-    theirs = jax.eval_shape(lambda: to_reference(c, transformer.init(c, jax.random.key(0)), jnp))
-    return {name: array.shape for name, array in theirs.items()}
+    return published_shapes(c, to_reference)
 
 
 def from_reference(c: GeneratorConfig, state: dict[str, np.ndarray]) -> dict:
     """VAR's tensors -> our parameters, all but the tokenizer's. Raises UserError that lists what does not fit."""
-    ours = jax.eval_shape(lambda: _unstacked(c, transformer.init(c, jax.random.key(0)), jnp))
-    return _stacked(c, unflatten(rename(state, ROWS, {name: array.shape for name, array in flatten(ours).items()})))
+    return _stacked(c, renamed(c, state, ROWS, _unstacked))
 
 
 def to_reference(c: GeneratorConfig, params: dict, xp=np) -> dict[str, np.ndarray]:

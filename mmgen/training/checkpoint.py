@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jaxtyping import Array, UInt32
-from mmgen_tokenizers.errors import UserError, full_disk
+from mmgen_tokenizers.errors import UserError
 from orbax.checkpoint import checkpoint_managers as policies
 
 from mmgen.parallel.distributed import all_say, first_process, in_turn
@@ -59,21 +59,19 @@ class Checkpoints:
 
     def save(self, state: TrainState, experiment: dict, validation_loss: float | None) -> None:
         """Starts to write the state; returns when it is copied from the device. Errors of the previous one come up here."""
-        with full_disk(self.folder):
-            self._manager.save(
-                int(state.step),
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
-                    experiment=ocp.args.JsonSave(experiment),
-                    **{CHECKSUM: ocp.args.JsonSave({"bits": int(checksum(state))})},
-                ),
-                metrics={"loss": validation_loss} if validation_loss is not None and math.isfinite(validation_loss) else None,
-            )
+        self._manager.save(
+            int(state.step),
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                experiment=ocp.args.JsonSave(experiment),
+                **{CHECKSUM: ocp.args.JsonSave({"bits": int(checksum(state))})},
+            ),
+            metrics={"loss": validation_loss} if validation_loss is not None and math.isfinite(validation_loss) else None,
+        )
 
     def wait(self) -> None:
         """Returns when everything is on the disk."""
-        with full_disk(self.folder):
-            self._manager.wait_until_finished()
+        self._manager.wait_until_finished()
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state of that checkpoint; `like` tells shapes, types and shardings (`abstract_state`), of any mesh."""
@@ -136,8 +134,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception):
-        with full_disk(self.folder):
-            self._manager.close()
+        self._manager.close()
 
 
 @jax.jit

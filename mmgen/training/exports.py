@@ -12,6 +12,13 @@ from mmgen.training.state import Tree
 STEP = "step.json"  # {"step": which weights these are}; absent while they are being replaced
 
 
+def write_export(task, weights: Tree, folder: Path, step: int) -> None:
+    """The weights of that step, and last which step it is."""
+    (folder / STEP).unlink(missing_ok=True)
+    task.export(weights, folder)
+    write_json(folder / STEP, {"step": step})
+
+
 class Exports:
     """Writes one export at a time, in a thread of its own. A killed run has the old weights or the new ones, whole."""
 
@@ -25,12 +32,7 @@ class Exports:
         self.wait()
         copied = on_host(weights)
         if first_process():
-            self._pending = self._thread.submit(self._write, copied, step)
-
-    def _write(self, weights: Tree, step: int) -> None:
-        (self._folder / STEP).unlink(missing_ok=True)
-        self._task.export(weights, self._folder)
-        write_json(self._folder / STEP, {"step": step})
+            self._pending = self._thread.submit(write_export, self._task, copied, self._folder, step)
 
     def wait(self) -> None:
         """Returns when everything is on the disk."""

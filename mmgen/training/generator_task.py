@@ -2,9 +2,11 @@
 
 import copy
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,25 +16,28 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Int
 from mmgen_tokenizers.api import FAMILIES
-from mmgen_tokenizers.errors import UserError
-from mmgen_tokenizers.files import read_json, save_arrays
+from mmgen_tokenizers.errors import UserError, nearest
+from mmgen_tokenizers.files import flatten, read_json, save_arrays, unflatten
 from mmgen_tokenizers.layout import TokenLayout
 from mmgen_tokenizers.pictures import grid, to_float, write_png
 from mmgen_tokenizers.progress import Counter
 
 from mmgen.config import Data, Experiment, GeneratorTask, TokenShards
-from mmgen.data import Source, open_source
-from mmgen.data.text import FILE, TextTokenizer
+from mmgen.data import Source
+from mmgen.data.text import FILE, TextTokenizer, empty_prompt
 from mmgen.generator import Generator
 from mmgen.model import transformer
 from mmgen.model.config import ClassCondition, FeatureCondition, NextScale, RandomOrder, TextCondition
+from mmgen.model.flops import training_operations
 from mmgen.model.inputs import adopt
 from mmgen.model.layers import compute_dtype
 from mmgen.model.orders import draw_orders, in_orders
+from mmgen.parallel.distributed import first_process
 from mmgen.parallel.rules import by_rows
-from mmgen.training.optimizer import adamw
+from mmgen.training import start
+from mmgen.training.optimizer import adamw, only
 from mmgen.training.state import Tree
-from mmgen.training.tasks import training_batches, validation_batches
+from mmgen.training.tasks import opened, training_batches, validation_batches
 
 CAPTIONS = 10_000  # that the text model learns from
 NO_CAPTION = "some pictures of the data have no caption, and the model reads prompts: leave them out"
@@ -42,33 +47,43 @@ SHOWN = 16  # pictures of a preview
 class GeneratorTraining:
     """params and weights are those of `mmgen.model.transformer.init`; no extra."""
 
-    def __init__(self, experiment: Experiment, folder: Path):
+    def __init__(self, experiment: Experiment, folder: Path | None):
+        if isinstance(experiment.task.model.condition, FeatureCondition):
+            raise UserError("models conditioned on features are loaded and sampled from, not trained: use TextCondition")
         self.experiment, self.config, self.folder = experiment, experiment.task.model, folder
         self.dtype = compute_dtype(experiment.compute_dtype)
-        self.tokenizer = _tokenizer(experiment.task.tokenizer, folder)
+        unused = folder is None and isinstance(experiment.data.source, TokenShards)
+        self.tokenizer = None if unused else _tokenizer(experiment.task.tokenizer, folder)
         self.frozen = {"tokenizer": self.tokenizer.params} if self.tokenizer else {}
         self.unit = ("tokens", self.config.layout.sites * self.config.layout.groups)
+        self.operations = training_operations(self.config)
         self.generator: Generator | None = None
         self.exported: set[Path] = set()
 
     @functools.cached_property
     def source(self) -> Source:
-        return self._open(self.experiment.data)
+        return self._open("data")
 
     @functools.cached_property
     def held_out(self) -> Source | None:
-        return self._open(self.experiment.validation) if self.experiment.validation else None
+        return self._open("validation") if self.experiment.validation else None
 
-    def _open(self, data: Data) -> Source:
-        return open_source(data, captioned=isinstance(self.config.condition, TextCondition))
+    def _open(self, name: Literal["data", "validation"]) -> Source:
+        return opened(self.experiment, name, captioned=isinstance(self.config.condition, TextCondition))
 
     @functools.cached_property
     def text(self) -> TextTokenizer | None:
-        """RUN/text.model, learned from captions of the training data when the run starts."""
-        path, condition = self.folder / FILE, self.config.condition
+        """RUN/text.model: when the run starts, that of the generator it starts from, or learned from captions of its data."""
+        path, condition, begin = self.folder / FILE, self.config.condition, self.experiment.task.start_from
         if not isinstance(condition, TextCondition):
             return None
-        return TextTokenizer.load(path) if path.is_file() else _learned_text_model(condition, path, self.source)
+        if path.is_file():
+            return TextTokenizer.load(path)
+        text = start.text_model(begin, condition) if begin else None
+        if text is None:
+            return _learned_text_model(condition, path, self.source)
+        text.save(path)
+        return text
 
     @functools.cached_property
     def labels(self) -> Sequence[str] | None:
@@ -84,14 +99,16 @@ class GeneratorTraining:
                 _check_condition(self.config.condition, data, source)
         _check_names(self.source, self.held_out)
         _check_codes(self.config.plan, experiment.task.tokenizer, self.tokenizer)
-        _ = self.text  # learned now, not within a traced step
+        _check_frozen(experiment.task)
+        _ = self.text  # learned now, before the first batch
 
     def optimizer(self, experiment: Experiment) -> optax.GradientTransformation:
-        return adamw(experiment.optimizer, experiment.steps, decayed(transformer.axes(self.config)))
+        update = adamw(experiment.optimizer, experiment.steps, decayed(transformer.axes(self.config)))
+        return only(update, jax.tree.map(operator.not_, self.fixed)) if experiment.task.frozen else update
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         params = transformer.init(self.config, key)
-        if isinstance(self.config.plan, NextScale):
+        if isinstance(self.config.plan, NextScale) and self.tokenizer:
             params = adopt(self.config, params, self.tokenizer.params["quantizer"])
         return params, {}
 
@@ -99,7 +116,17 @@ class GeneratorTraining:
         return transformer.axes(self.config)
 
     def start(self) -> Tree:
-        return {}
+        """Weights of task.start_from; says what becomes of its classes."""
+        name = self.experiment.task.start_from
+        if name is None:
+            return {}
+        source = start.load(name)
+        params, lines = start.fitted(source, name, self.config, self.labels)
+        if source.tokenizer and self.tokenizer and source.tokenizer.fingerprint != self.tokenizer.fingerprint:
+            lines.append("its ids were those of another tokenizer")
+        if first_process():
+            print("\n".join([f"starts from {name}", *(f"  {line}" for line in lines)]))
+        return params
 
     def gradients(self, params, extra, frozen, batch, key, step):
         key_drop, key_model, key_order = jax.random.split(key, 3)
@@ -114,10 +141,15 @@ class GeneratorTraining:
         grads, metrics = jax.grad(loss, has_aux=True)(params)
         return grads, extra, metrics
 
+    @functools.cached_property
+    def fixed(self) -> Tree:
+        """True for parameters that training leaves alone: what the model marks as frozen, and task.frozen."""
+        flat, parts = flatten(transformer.axes(self.config)), self.experiment.task.frozen
+        return unflatten({name: "frozen" in axes or any(_within(name, part) for part in parts) for name, axes in flat.items()})
+
     def _trained(self, params: Tree) -> Tree:
-        """Without a gradient to what the model marks as frozen."""
-        fixed = jax.lax.stop_gradient
-        return _by_axes(lambda names, p: fixed(p) if "frozen" in names else p, transformer.axes(self.config), params)
+        """Without a gradient to what training leaves alone."""
+        return jax.tree.map(lambda fixed, p: jax.lax.stop_gradient(p) if fixed else p, self.fixed, params)
 
     def with_ids(self, frozen: Tree, batch: Tree) -> Tree:
         """The batch with pictures replaced by their ids."""
@@ -137,7 +169,7 @@ class GeneratorTraining:
         null = jax.random.bernoulli(key, self.experiment.task.condition_dropout, (rows,))
         if "label" in batch:
             return {**batch, "label": jnp.where(null, self.config.condition.classes, batch["label"])}
-        ids, valid = self.text.encode([""], self.config.condition.length)
+        ids, valid = empty_prompt(self.config.condition.length)
         prompt = jnp.where(null[:, None], ids, batch["prompt"])
         return {**batch, "prompt": prompt, "prompt_valid": jnp.where(null[:, None], valid, batch["prompt_valid"])}
 
@@ -165,6 +197,19 @@ class GeneratorTraining:
             raise UserError(NO_CAPTION)
         ids, valid = self.text.encode(batch["text"], self.config.condition.length, warn=False)
         return given | {"prompt": ids, "prompt_valid": valid}
+
+    def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
+        rows, c, size = self.experiment.batch, self.config, self.experiment.data.size
+        groups = (c.layout.groups,) if c.layout.groups > 1 else ()
+        ids = {"ids": jax.ShapeDtypeStruct((rows, c.layout.sites, *groups), jnp.int32)}
+        image = {"image": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8)}
+        given = ids if isinstance(self.experiment.data.source, TokenShards) else image
+        if isinstance(c.condition, ClassCondition):
+            return given | {"label": jax.ShapeDtypeStruct((rows,), jnp.int32)}
+        prompt = (rows, c.condition.length)
+        return given | {
+            "prompt": jax.ShapeDtypeStruct(prompt, jnp.int32), "prompt_valid": jax.ShapeDtypeStruct(prompt, bool),
+        }  # fmt: skip
 
     def preview(self, weights: Tree, folder: Path, step: int) -> None:
         """Samples for the same conditions every time, with the recommended settings."""
@@ -220,14 +265,15 @@ def decayed(axes: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(decays, axes, is_leaf=lambda names: isinstance(names, tuple))
 
 
-def _by_axes(function: Callable, axes: Tree, *trees: Tree) -> Tree:
-    return jax.tree.map(function, axes, *trees, is_leaf=lambda names: isinstance(names, tuple))
+def _within(name: str, part: str) -> bool:
+    """Whether a parameter's name is `part`, or begins with it."""
+    return name == part or name.startswith(f"{part}.")
 
 
-def _tokenizer(given: str | None, folder: Path) -> mt.Tokenizer | None:
+def _tokenizer(given: str | None, folder: Path | None) -> mt.Tokenizer | None:
     """The tokenizer that the experiment names; a run that has begun uses its own copy."""
-    copy_of_it = folder / "export" / "tokenizer"
-    if given is None or (copy_of_it / "config.json").is_file():
+    copy_of_it = folder and folder / "export" / "tokenizer"
+    if given is None or (copy_of_it and (copy_of_it / "config.json").is_file()):
         return None if given is None else mt.load(copy_of_it)
     try:
         return mt.load(given)
@@ -257,11 +303,9 @@ def _same(expected: TokenLayout, found: TokenLayout, what: str) -> None:
         raise UserError(f"{what} gives {found}, the model expects {expected}: set task.model.layout to match")
 
 
-def _check_condition(condition: ClassCondition | TextCondition | FeatureCondition, data: Data, source: Source) -> None:
+def _check_condition(condition: ClassCondition | TextCondition, data: Data, source: Source) -> None:
     """Raises UserError where the data lack what the model is conditioned on."""
     has, where = source[0].keys(), f"the data ({data.source})"
-    if isinstance(condition, FeatureCondition):
-        raise UserError("models conditioned on features are loaded and sampled from, not trained: use TextCondition")
     if isinstance(condition, TextCondition) and "text" not in has:
         raise UserError(f"the model reads prompts, and {where} have no captions (metadata.jsonl with file_name and text)")
     if isinstance(condition, ClassCondition) and "label" not in has:
@@ -292,6 +336,17 @@ def _check_codes(plan: object, name: str | None, tokenizer: mt.Tokenizer | None)
             f"the tokenizer {name} has {tokenizer.config.quantizer}, the model expects {plan.quantizer}: "
             "set task.model.plan.quantizer to match"
         )
+
+
+def _check_frozen(task: GeneratorTask) -> None:
+    """Raises UserError at a part that no model of this kind has, and where nothing would be trained."""
+    names = list(flatten(transformer.axes(task.model)))
+    for part in task.frozen:
+        if not any(_within(name, part) for name in names):
+            parts = sorted({name.rsplit(".", n)[0] for name in names for n in range(name.count(".") + 1)})
+            raise UserError(f"task.frozen: the model has no part {part!r}.{nearest(part, parts)} Its parts: {', '.join(parts)}")
+    if all(any(_within(name, part) for part in task.frozen) for name in names):
+        raise UserError("task.frozen names all of the model: leave something to train")
 
 
 def _known(labels: Int[np.ndarray, "b"], classes: int) -> Int[np.ndarray, "b"]:

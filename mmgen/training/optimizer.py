@@ -1,5 +1,6 @@
 """AdamW (arXiv 1711.05101) and learning rate schedules, from their configurations to optax."""
 
+import operator
 from dataclasses import replace
 
 import jax
@@ -62,6 +63,12 @@ def per_network(transforms: dict[str, optax.GradientTransformation]) -> optax.Gr
         return {name: updates for name, (updates, _) in done.items()}, {name: new for name, (_, new) in done.items()}
 
     return optax.GradientTransformation(init, update)
+
+
+def only(update: optax.GradientTransformation, trained: Tree) -> optax.GradientTransformation:
+    """`update` of what is `trained` (a tree of bools); the rest does not change, and no state is kept of it."""
+    rest = jax.tree.map(operator.not_, trained)
+    return optax.chain(optax.masked(update, trained), optax.masked(optax.set_to_zero(), rest))
 
 
 def with_peak(config: Optimizer, peak: float) -> Optimizer:

@@ -65,6 +65,9 @@ def gradients(task, state: TrainState, frozen: Tree, batch: Tree, key: jax.Array
 
 
 def average(ema: Tree, weights: Tree, step: jax.Array, decay: float) -> Tree:
-    """Exponential moving average whose decay warms up as min(decay, (1 + t) / (10 + t)): early weights are soon forgotten."""
+    """Exponential moving average whose decay warms up as min(decay, (1 + t) / (10 + t)): early weights are soon forgotten.
+
+    Written so that weights which do not change are their own average, bit for bit.
+    """
     decay = jnp.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda e, w: decay * e + (1 - decay) * w, ema, weights)
+    return jax.tree.map(lambda e, w: e - (1 - decay) * (e - w), ema, weights)

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import jax
 import optax
 from jax.sharding import Mesh
 from mmgen_tokenizers.errors import UserError
 
-from mmgen.config import Experiment, TokenizerTask
-from mmgen.data import Source, batches
+from mmgen.config import Data, Experiment, TokenizerTask
+from mmgen.data import Source, batches, open_source
 from mmgen.parallel.mesh import host_rows, mesh_of, parts_of
 from mmgen.training.state import Tree
 
@@ -21,6 +21,7 @@ class Task(Protocol):
     """Methods with jax.Array arguments are pure and run under jit; the others run on the host."""
 
     unit: tuple[str, int]  # what is counted per second, and how many of them a row of the batch has
+    operations: tuple[int, int] | None  # of a step for one row, causal and full (model/flops.py); None: there is no formula
     frozen: Tree  # networks that are used but not trained: arguments of the step, not part of the state
 
     def check(self) -> None:
@@ -30,6 +31,9 @@ class Task(Protocol):
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         """params and extra."""
+
+    def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What `prepare` gives, for the whole batch; no data are opened."""
 
     def axes(self, params: Tree, mesh: Mesh) -> Tree:
         """Logical axes (parallel/rules.py) of every parameter: a tree of tuples of names."""
@@ -63,8 +67,9 @@ class Task(Protocol):
         """Writes the form that is loaded; runs in another thread while training goes on, so `weights` are on the host."""
 
 
-def make(experiment: Experiment, folder: Path) -> Task:
-    """The task of an experiment whose run folder is `folder`; its data are opened when they are first needed."""
+def make(experiment: Experiment, folder: Path | None) -> Task:
+    """The task of an experiment whose run folder is `folder`; its data are opened when they are first needed. None: to compile
+    its step, which takes no data."""
     if isinstance(experiment.task, TokenizerTask):
         from mmgen.training.tokenizer_task import TokenizerTraining
 
@@ -72,6 +77,18 @@ def make(experiment: Experiment, folder: Path) -> Task:
     from mmgen.training.generator_task import GeneratorTraining
 
     return GeneratorTraining(experiment, folder)
+
+
+def opened(experiment: Experiment, name: Literal["data", "validation"], captioned: bool = False) -> Source:
+    """The source of that field of the experiment. Where its folder is missing, the UserError names the option that sets it."""
+    data: Data = getattr(experiment, name)
+    try:
+        return open_source(data, captioned)
+    except UserError as error:
+        for place in ("folder", "data_dir"):
+            if (path := getattr(data.source, place, None)) and not Path(path).is_dir():
+                raise UserError(f"{error} (set --{name}.source.{place})") from None
+        raise
 
 
 def training_batches(experiment: Experiment, source: Source, start: int) -> Iterator[dict]:

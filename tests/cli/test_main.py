@@ -119,6 +119,12 @@ def test_failures_become_exit_codes(failure, code, message, monkeypatch, capsys)
     assert capsys.readouterr().err.startswith(message)
 
 
+@pytest.mark.parametrize("name", ["mmgen", "mmgen_tokenizers"])
+def test_the_package_is_the_command(name):
+    done = subprocess.run([sys.executable, "-m", name, "smaple"], capture_output=True, text=True)
+    assert done.returncode == 2 and "there is no verb 'smaple'" in done.stderr
+
+
 @pytest.mark.parametrize("module", ["mmgen.cli.main", "mmgen_tokenizers.cli"])
 def test_nobody_reads_on(module):
     """As `mmgen ... | head` does."""

@@ -1,14 +1,21 @@
 """`mmgen sample`: what is drawn, and the files that are written."""
 
 import json
+import signal
+import subprocess
+import sys
+import types
 
 import numpy as np
 import pytest
+from mmgen_tokenizers.errors import UserError
+from mmgen_tokenizers.pictures import to_uint8
 from PIL import Image
 
 import mmgen
 from mmgen import samples
 from mmgen.cli import main as cli
+from mmgen.model.config import FeatureCondition
 
 
 def sample(*arguments) -> None:
@@ -87,13 +94,86 @@ def test_parallel_decoders_draw_the_same_pictures(class_folder, tmp_path, capsys
     assert len(np.unique(ids[0])) > 3
 
 
-def test_a_stopped_job_leaves_no_half_array(class_folder, tmp_path, monkeypatch):
-    def stop(*_, **__):
-        raise KeyboardInterrupt
+KILLED = """
+import os, signal, sys
+import mmgen
+from mmgen.cli import main as cli
+draw, calls = mmgen.Generator.generate, []
+def generate(*args, **options):
+    calls.append(0)
+    return draw(*args, **options) if len(calls) < 3 else os.kill(os.getpid(), signal.SIGKILL)
+mmgen.Generator.generate, mmgen.Generator.rows_at_once = generate, 2
+cli.main(sys.argv[1:])
+"""
 
-    monkeypatch.setattr(mmgen.Generator, "generate", stop)
-    assert cli.main(["sample", str(class_folder), "--npz", str(tmp_path / "a.npz")]) == 130
-    assert not list(tmp_path.iterdir())
+
+@pytest.fixture
+def pieces(monkeypatch) -> "Pieces":
+    """Pictures come two by two; the first index of each piece that is drawn. `pieces.stop`: where ctrl-C comes."""
+    generate, pieces = mmgen.Generator.generate, Pieces()
+
+    def counted(*args, **options):
+        pieces.append(options["first_index"])
+        if pieces[-1] == pieces.stop:
+            raise KeyboardInterrupt
+        return generate(*args, **options)
+
+    monkeypatch.setattr(mmgen.Generator, "generate", counted)
+    monkeypatch.setattr(mmgen.Generator, "rows_at_once", 2)
+    return pieces
+
+
+class Pieces(list):
+    stop = None
+
+
+def contents(folder) -> dict[str, bytes | list[bytes]]:
+    """Of all files, the arrays of archives (which hold the time) in their place."""
+    arrays = {p.name: [array.tobytes() for array in np.load(p).values()] for p in folder.glob("*.npz")}
+    return arrays | {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.*") if p.suffix != ".npz"}
+
+
+@pytest.mark.parametrize("how", ["ctrl-C", "SIGKILL"])
+def test_a_stopped_job_goes_on_with_the_same_pictures(text_folder, tmp_path, pieces, how):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(["a red circle", "a blue square", "a red square"] * 3))
+
+    def job(folder, seed=3) -> list[str]:
+        sinks = {"--out": folder / "pictures", "--npz": folder / "all.npz", "--tokens": folder / "ids.npz"}
+        asked = ["--prompts", prompts, "--seed", seed, "--temperature", 9]
+        return ["sample", *map(str, [text_folder, *asked, *(word for pair in sinks.items() for word in pair)])]
+
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert cli.main(job(whole)) == 0 and pieces == [0, 2, 4, 6, 8]
+    if how == "ctrl-C":
+        pieces.stop = 4
+        assert cli.main(job(stopped)) == 130
+        pieces.stop = None
+    else:
+        assert subprocess.run([sys.executable, "-c", KILLED, *job(stopped)]).returncode == -signal.SIGKILL
+    assert len(list(stopped.glob("pictures/*.png"))) == 4 and not (stopped / "all.npz").exists()
+    (stopped / "pictures" / "00003.png").unlink()  # as if the disk had lost it: its piece is drawn again
+    pieces.clear()
+    assert cli.main(job(stopped)) == 0 and pieces == [2, 4, 6, 8]
+    assert contents(stopped) == contents(whole)
+    assert len(set(contents(whole)["all.npz"][0])) > 50
+    pieces.clear()
+    assert cli.main(job(stopped, seed=4)) == 0 and pieces == [0, 2, 4, 6, 8]
+    assert contents(stopped).keys() == contents(whole).keys() and contents(stopped) != contents(whole)
+
+
+def test_another_job_does_not_go_on_with_a_stopped_one(class_folder, tmp_path, pieces):
+    asked = ["sample", str(class_folder), "--num", "5", "--temperature", "9", "--npz", str(tmp_path / "a.npz")]
+    pieces.stop = 4
+    assert cli.main([*asked, "--seed", "1"]) == 130
+    assert {p.name for p in tmp_path.iterdir()} == {"a.npz.part", "a.npz.part.json"}
+    pieces.stop = 2
+    assert cli.main([*asked, "--seed", "2"]) == 130
+    pieces.stop = None
+    assert cli.main([*asked, "--seed", "2"]) == 0 and pieces == [0, 2, 4, 0, 2, 2, 4]
+    expected = mmgen.load(class_folder).generate(labels=[0, 1, 2, 0, 1], seed=2, temperature=9.0, first_index=0).images
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npz")["arr_0"], to_uint8(expected))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
 
 
 @pytest.mark.parametrize(
@@ -101,9 +181,12 @@ def test_a_stopped_job_leaves_no_half_array(class_folder, tmp_path, monkeypatch)
     [
         (["--label", "cta"], "there is no label 'cta': give a number in 0 .. 2 or one of its names. Did you mean 'cat'?"),
         (["--label", "3"], "there is no label '3': give a number in 0 .. 2"),
-        (["--prompt", "a cat"], "this generator takes labels, not prompts"),
+        (["--prompt", "a cat"], "this model takes labels, not prompts: give --label K, a number in 0 .. 2"),
         (["-n", "0"], "--num 0: ask for at least one picture"),
         (["--out", "x.jpg"], "pictures are written as FILE.png or into a folder"),
+        (["--npz", "x.png"], "--npz x.png: arrays are written as FILE.npz"),
+        (["--tokens", "."], "--tokens .: arrays are written as FILE.npz"),
+        (["--tokens", "x.npz", "--npz", "./x.npz"], "--tokens and --npz both name ./x.npz: name two files"),
         (["-n", "2000"], "2000 pictures are too many for one grid: give --out DIR (one file each) or --npz FILE"),
         (["--guidance-schedule", "liner"], "Did you mean 'linear'?"),
         (["--guidance-schedule", "power_cosine:x"], "write power_cosine:P with a number P"),
@@ -117,6 +200,87 @@ def test_mistakes(class_folder, capsys, tmp_path, monkeypatch, arguments, messag
     monkeypatch.chdir(tmp_path)
     assert message in error(capsys, class_folder, *arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_another_command_wrote_is_not_replaced(class_folder, tmp_path, capsys):
+    array, text, picture = tmp_path / "a.npz", tmp_path / "README.md", tmp_path / "photo.png"
+    np.savez(array, features=np.zeros(3))
+    text.write_text("mine")
+    Image.new("RGB", (2, 2)).save(picture)
+    for option in ("--npz", "--tokens"):
+        assert f"{option} {array}: another file is there" in error(capsys, class_folder, option, array)
+    assert "pictures are written as FILE.png" in error(capsys, class_folder, "--out", text)
+    assert "another picture is there" in error(capsys, class_folder, "--out", picture)
+    (tmp_path / "bad.npz").write_text("no archive")
+    assert "another file is there" in error(capsys, class_folder, "--npz", tmp_path / "bad.npz")
+    assert text.read_text() == "mine" and list(np.load(array)) == ["features"] and pixels(picture).shape == (2, 2, 3)
+
+
+def test_what_the_same_command_wrote_is(class_folder, tmp_path):
+    npz, tokens, grid, folder = tmp_path / "a.npz", tmp_path / "t.npz", tmp_path / "g.png", tmp_path / "pictures"
+    for count in (3, 2):
+        sample(class_folder, "-n", count, "--npz", npz, "--tokens", tokens, "--out", grid)
+    assert len(np.load(npz)["arr_0"]) == len(np.load(tokens)["tokens"]) == 2 and pixels(grid).shape == (8, 18, 3)
+    sample(class_folder, "-n", 3, "--out", folder)
+    with pytest.warns(UserWarning, match=r"holds 1 other pictures, such as 00002.png, .* samples.json lists those of this job"):
+        sample(class_folder, "-n", 2, "--out", folder)
+    assert len(json.loads((folder / "samples.json").read_text())["pictures"]) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["-n 0", "--seed -1", "--top-p 2", "--guidance nan", "--guidance-schedule liner", "--window 4", "--out x.jpg", "--npz x"],
+)
+def test_mistakes_show_before_anything_is_loaded(class_folder, arguments, monkeypatch):
+    monkeypatch.setattr(samples, "load", None)
+    assert cli.main(["sample", str(class_folder), *arguments.split()]) == 2
+
+
+def test_words_without_quotes(text_folder, tmp_path):
+    with pytest.warns(UserWarning, match="taken for 3 prompts of one word; quote what is one: --prompt 'a red bird'"):
+        sample(text_folder, "--prompt", "a", "red", "bird", "--out", tmp_path / "a.png")
+    about = json.loads((tmp_path / "a.json").read_text())
+    assert [p["prompt"] for p in about["pictures"]] == ["a", "red", "bird"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": [3]}, r"prompts must be texts, at least one: not \[3\]"),
+        ({"prompts": 3}, "prompts must be texts"),
+        ({"prompts": []}, "prompts must be texts"),
+        ({"seed": 1.5}, "seed 1.5 must be a whole number in 0"),
+        ({"seed": "one"}, "seed 'one' must be a whole number"),
+        ({"seed": -1}, "seed -1 must be a whole number in 0 .. 4294967295"),
+        ({"num": 2.5}, "num 2.5 must be a whole number from 1 on"),
+        ({"first_index": -1}, "first_index -1 must be a whole number from 0 on"),
+        ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(text_folder, arguments, message):
+    with pytest.raises(UserError, match=message):
+        mmgen.load(text_folder).generate(**{"prompts": "a red circle"} | arguments)
+
+
+def test_labels_of_another_kind_are_refused(class_folder):
+    for labels in (1.5, [0, 1.5], [None], [[0]]):
+        with pytest.raises(UserError, match="labels must be whole numbers or names"):
+            mmgen.load(class_folder).generate(labels=labels)
+
+
+def test_what_a_prompt_of_python_shows(class_folder):
+    generator = mmgen.load(class_folder)
+    assert repr(generator) == "Generator(labels -> 2 x 2 = 4 ids of 32 codes, NextToken, 0.00M parameters, float32)"
+    assert repr(generator.tokenizer) == "Tokenizer(vqgan, 0.00M parameters, 8 x 8 pixels -> 2 x 2 = 4 ids of 32 codes)"
+    out = generator.generate(labels=1)
+    assert repr(out) == "Output(tokens int32 [1, 4], images float32 [1, 8, 8, 3], forwards 4)"
+    assert repr(out._replace(images=None)) == "Output(tokens int32 [1, 4], images none, forwards 4)"
+
+
+def test_a_model_of_features_says_where_they_are_taken(class_folder):
+    generator = types.SimpleNamespace(config=types.SimpleNamespace(condition=FeatureCondition()))
+    with pytest.raises(UserError, match=r"use mmgen.load\(DIR\).generate\(features=...\)"):
+        samples.conditions(generator, ["a red bird"], None, None)
 
 
 def test_a_text_model_needs_a_prompt_and_cuts_a_long_one_with_a_warning(text_folder, tmp_path, capsys, monkeypatch):

@@ -39,8 +39,13 @@ CONFIGS = {
 }
 
 
-def generator(c: GeneratorConfig) -> Generator:
-    return Generator(c, plans.randomized(transformer.init(c, jax.random.key(0))))
+def generator(name: str) -> Generator:
+    return Generator(CONFIGS[name], plans.parameters(CONFIGS[name]))
+
+
+@pytest.fixture(scope="module")
+def raster_generator() -> Generator:
+    return generator("raster")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -62,7 +67,8 @@ def test_cached_logits_equal_the_full_forward_at_every_site(name, monkeypatch):
     empty = autoregressive.empty_cache
     monkeypatch.setattr(autoregressive, "empty_cache", poisoned)
     monkeypatch.setattr(autoregressive, "target", spy)
-    gen = generator(c)
+    monkeypatch.setattr(autoregressive, "PIECE", 4 if name == "raster" else 128)
+    gen = generator(name)
     plan = transformer.build_plan(c)
     out = gen.generate(labels=[2, 0], guidance=2 + np.arange(plan.times), seed=3)  # so that the factor tells the time
     jax.effects_barrier()
@@ -77,7 +83,7 @@ def test_cached_logits_equal_the_full_forward_at_every_site(name, monkeypatch):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_no_site_depends_on_itself_or_a_later_one(name):
     c = CONFIGS[name]
-    plan, params = transformer.build_plan(c), plans.randomized(transformer.init(c, jax.random.key(0)))
+    plan, params = transformer.build_plan(c), plans.parameters(c)
     ids = np.asarray(jax.random.randint(jax.random.key(1), (1, plan.sites, c.layout.groups), 0, 5))
     ids = ids if c.layout.groups > 1 else ids[..., 0]
     forward = jax.jit(lambda ids: transformer.forward(c, params, {"ids": ids, "label": jnp.array([1])}))
@@ -90,8 +96,8 @@ def test_no_site_depends_on_itself_or_a_later_one(name):
         assert not moved[~later].any() and (moved[later].any() or not later.any())
 
 
-def test_tokens_are_the_noisy_argmax_of_the_teacher_forced_distribution():
-    gen = generator(CONFIGS["raster"])
+def test_tokens_are_the_noisy_argmax_of_the_teacher_forced_distribution(raster_generator):
+    gen = raster_generator
     out = gen.generate(labels=[0, 1], guidance=3.0, temperature=0.7, seed=5, first_index=7)
     cond, uncond = (gen.logits(out.tokens, labels=x) for x in ([0, 1], [3, 3]))
     z = (uncond + 3.0 * (cond - uncond)) / np.float32(0.7)
@@ -99,8 +105,8 @@ def test_tokens_are_the_noisy_argmax_of_the_teacher_forced_distribution():
     assert (np.argmax(z + np.asarray(g), -1) == out.tokens).all()
 
 
-def test_same_seed_same_picture_in_any_batch_and_chunk(monkeypatch):
-    gen = generator(CONFIGS["raster"])
+def test_same_seed_same_picture_in_any_batch_and_chunk(raster_generator, monkeypatch):
+    gen = raster_generator
     labels = [0, 1, 2, 1, 0]
     whole = gen.generate(labels=labels, num=3, guidance=2.0, seed=1).tokens
     assert len({t.tobytes() for t in whole}) > 5
@@ -111,12 +117,29 @@ def test_same_seed_same_picture_in_any_batch_and_chunk(monkeypatch):
     assert (gen.generate(labels=labels, num=3, guidance=2.0, seed=2).tokens != whole).any()
 
 
+def test_a_growing_cache_changes_no_token(raster_generator, monkeypatch):
+    monkeypatch.setattr(autoregressive, "PIECE", 4)
+    grown = generator("raster")
+    assert [segment.room for segment in grown._decoder.segments] == [1, 4, 8, 12]
+    asked = {"labels": [0, 1, 2, 1], "seed": 1, "guidance": 2.0, "temperature": 2.0}
+    np.testing.assert_array_equal(grown.generate(**asked).tokens, raster_generator.generate(**asked).tokens)
+
+
 def test_few_sizes_are_compiled():
-    gen = generator(CONFIGS["raster"])
+    gen = generator("raster")
     for rows in range(1, 9):
         gen.generate(labels=[0] * rows)
     (program,) = gen._programs.values()
     assert program._cache_size() == 4  # 1, 2, 4, 8 rows
+
+
+def test_two_programs_serve_all_settings():
+    """One with guidance, one without."""
+    gen = generator("raster")
+    for seed, settings in enumerate([{"guidance": 2.0}, {"guidance": np.linspace(1, 3, 12)}, {"guidance": 1.0}, {}]):
+        for temperature in (0.7, 1.0):
+            gen.generate(labels=[seed % 3], seed=seed, first_index=seed, temperature=temperature, **settings)
+    assert sorted((which.guided, p._cache_size()) for (_, which), p in gen._programs.items()) == [(False, 1), (True, 1)]
 
 
 def test_groups_of_nearly_equal_width_share_a_loop():
@@ -135,35 +158,35 @@ def test_padding_of_a_prompt_changes_nothing():
     logits = []
     for length in (3, 6):
         c = dataclasses.replace(raster(position="rope_1d"), plan=NextToken("diagonal"), condition=TextCondition(9, length))
-        params = plans.randomized(transformer.init(c, jax.random.key(0)))
+        params = plans.parameters(c)
         prompt = np.array([[0] * (length - 3) + [4, 2, 1]])
         batch = {"ids": ids, "prompt": prompt, "prompt_valid": np.arange(length)[None] >= length - 3}
-        logits.append(np.asarray(transformer.forward(c, params, batch)))
+        logits.append(np.asarray(jax.jit(transformer.forward, static_argnums=0)(c, params, batch)))
     np.testing.assert_allclose(*logits, rtol=2e-5, atol=2e-5)
 
 
-def greedy(c: GeneratorConfig, params: dict, batch: dict, pieces: tuple[int, ...] = ()) -> np.ndarray:
+def greedy(c: GeneratorConfig, params: dict, batch: dict, every: int = 0) -> np.ndarray:
     """Tokens of greedy decoding without guidance: in one go, or in calls of so many steps."""
     decoder, rows = autoregressive.Autoregressive(c, jnp.float32), len(next(iter(batch.values())))
     settings, which = autoregressive.Settings(jnp.ones(decoder.plan.times), 1.0, 1.0), Filter(False, 1, False)
     weights, key = autoregressive.decode_params(c, params, jnp.float32), jax.random.key(0)
-
-    @jax.jit
-    def advance(carry, steps=None):
-        return decoder.advance(weights, carry, batch, key, settings, which, steps)
-
-    carry = decoder.start(batch, rows, jnp.arange(rows))
-    for steps in pieces:
-        carry = advance(carry, steps)
-    assert advance._cache_size() <= 1, "one program serves every number of steps"
-    return np.asarray((carry if pieces else advance(carry)).tokens[:, :-1])
+    request = autoregressive.Request(weights, batch, jnp.arange(rows), key, settings, which)
+    if not every:
+        return np.asarray(jax.jit(lambda: decoder.decode(request)[0])())
+    continued = jax.jit(lambda carry, steps, stage: decoder.continued((request,), carry, steps, stage), static_argnums=2)
+    carry = decoder.opened((request,))
+    for time in range(0, decoder.plan.times, every):
+        for stage, steps in decoder.stages(time, every):
+            carry = continued(decoder.grown(carry, stage), steps, stage)
+    assert continued._cache_size() == len(decoder.segments), "one program serves every number of steps"
+    return np.asarray(decoder.seen(carry)[0])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_decoding_in_pieces_gives_the_same_tokens(name):
     c = CONFIGS[name]
-    params, batch = plans.randomized(transformer.init(c, jax.random.key(0))), {"label": np.array([2, 0])}
-    assert (greedy(c, params, batch, pieces=(1, 3, 2, 100)) == greedy(c, params, batch)).all()
+    params, batch = plans.parameters(c), {"label": np.array([2, 0])}
+    assert (greedy(c, params, batch, every=3) == greedy(c, params, batch)).all()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -215,7 +238,7 @@ def _random_orders() -> tuple[GeneratorConfig, dict]:
 @pytest.mark.parametrize("case", [_padded_prompts, _own_orders, _random_orders])
 def test_what_differs_per_sample_is_decoded_as_it_is_trained(case):
     c, batch = case()
-    params = plans.randomized(transformer.init(c, jax.random.key(0)))
+    params = plans.parameters(c)
     tokens = greedy(c, params, batch)
     logits = jax.jit(lambda ids: transformer.forward(c, params, {"ids": ids, **batch}))(tokens)
     assert (np.argmax(logits, -1) == tokens).all()

@@ -38,6 +38,41 @@ def test_ties_at_the_last_place_are_kept():
     assert (probabilities(LOGITS[1:], top_k=1) == 0.25).all()
 
 
+def kept_by_sorting(z: np.ndarray, top_k: int, top_p: float) -> tuple[np.ndarray, np.ndarray]:
+    """Which entries of each row a sort in float64 keeps; rows in which rounding may move the edge of top-p."""
+    kept, unclear = np.zeros(z.shape, bool), np.zeros(len(z), bool)
+    for i, row in enumerate(z.astype(np.float64)):
+        row = np.where(row < np.sort(row)[-min(top_k or len(row), len(row))], -np.inf, row)
+        values = np.unique(row)[::-1]
+        mass = np.exp(values - values[0]) * (row == values[:, None]).sum(1)
+        before = (np.cumsum(mass) - mass) / mass.sum()
+        kept[i] = (row > -np.inf) & (row >= values[(before < top_p) | (top_p == 1)].min())
+        unclear[i] = top_p < 1 and np.abs(before - top_p).min() < 1e-6
+    return kept, unclear
+
+
+@pytest.mark.parametrize(("top_k", "nucleus"), [(3, False), (0, True), (3, True), (9, True), (11, False)])
+def test_filters_keep_what_a_sort_keeps(top_k, nucleus):
+    """Of rows with ties, both zeros, neighboring floats and entries that cannot be drawn, and of rows without."""
+    rng = np.random.default_rng(0)
+    coarse = rng.choice(np.array([-np.inf, -1.5, -0.0, 0.0, 1.0, 1.0 + 2**-23, 2.0, 300.0], np.float32), (200, 9))
+    coarse[:, 0] = rng.choice(np.array([-40.0, 0.0, 1e-30], np.float32), 200)
+    rows = np.concatenate([coarse, rng.normal(size=(200, 9)).astype(np.float32) * 3])
+    filtered = jax.jit(lambda z, p: target(z, None, 1.0, 1.0, p, Filter(False, top_k, nucleus)))
+    for top_p in (0.05, 0.5, 0.93, 0.9999) if nucleus else (1.0,):
+        expected, unclear = kept_by_sorting(rows, top_k, top_p)
+        out = np.asarray(filtered(rows, np.float32(top_p)))
+        assert unclear.mean() < 0.1
+        np.testing.assert_array_equal((out > -np.inf)[~unclear], expected[~unclear])
+        np.testing.assert_array_equal(out[out > -np.inf], rows[out > -np.inf])
+    program = jax.jit(lambda z: target(z, None, 1.0, 1.0, 1.0, Filter(False, top_k, nucleus))).lower(rows).as_text()
+    assert "sort" not in program and ("while" in program) == (nucleus or top_k < 9)
+
+
+def test_a_top_p_that_rounds_to_one_keeps_all():
+    assert (probabilities(np.tile(LOGITS, 3), top_p=1 - 1e-12) > 0).all()
+
+
 def test_guidance_is_between_and_beyond_the_two_models():
     uncond = jnp.zeros((1, 4))
     for g in (0.0, 1.0, 2.5):
@@ -58,7 +93,10 @@ def test_schedules():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": 0.0}, "top_k=1"),
+        ({"temperature": 0.0}, "set top-k to 1"),
+        ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),
+        ({"top_k": [5]}, "top_k must be a number"),
+        ({"guidance": "strong"}, "guidance must be a number, or an array"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_k": -1}, "top_k"),
         ({"guidance": np.ones(3)}, "16 decode steps"),
@@ -68,7 +106,7 @@ def test_schedules():
 )
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
-        resolve(Sampling(), 16, 100, **settings)
+        resolve(Sampling(), 16, **settings)
 
 
 def test_noise_depends_on_seed_index_and_site_alone():

@@ -244,6 +244,12 @@ def grid(pictures: Float[np.ndarray, "B H W 3"], columns: int, gap: int = 2) -> 
     return page
 
 
+def enlarged(picture: Picture, width: int) -> Picture:
+    """The picture with each pixel as so many that it is at least `width` pixels wide."""
+    times = -(-width // picture.shape[1])
+    return picture.repeat(times, axis=0).repeat(times, axis=1)
+
+
 def with_caption(picture: Picture, text: str, height: int = 14) -> Picture:
     """The picture with a line of text under it."""
     strip = Image.new("RGB", (picture.shape[1], height), "white")
