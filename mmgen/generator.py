@@ -246,11 +246,14 @@ class Generator:
 
     def _stream(self, job: Job, rows: np.ndarray, every: int) -> Iterator[Progress]:
         given = self._given(job, rows)
-        opened, continued = self._stream_programs(job.machine, job.which)
-        carry, done = opened(*given), np.zeros(1, bool)
+        opened, grown, continued = self._stream_programs(job.machine, job.which)
+        carry, at, time, done = opened(*given), 0, 0, np.zeros(1, bool)
         while not done.all():
-            carry, (tokens, done) = continued(carry, np.int32(every), *given)
-            tokens, done = (np.asarray(array)[: len(rows)] for array in (tokens, done))
+            for stage, steps in job.machine.stages(time, every):
+                carry, at = carry if stage == at else grown(carry, stage), stage
+                carry, seen = continued(stage, carry, np.int32(steps), *given)
+            time += every
+            tokens, done = (np.asarray(array)[: len(rows)] for array in seen)
             yield Progress(tokens, done)
 
     def _job(
@@ -341,19 +344,22 @@ class Generator:
         return self._programs[machine, which]
 
     def _stream_programs(self, machine: Autoregressive, which: Filter) -> tuple:
-        """What begins, and what goes on for some forwards and shows the tokens."""
+        """What begins, what makes room for the next stage, and what goes on for some forwards and shows the tokens."""
         if (machine, which, "stream") not in self._programs:
 
             def opened(*given):
                 with self._precision:
                     return machine.opened(_requests(which, *given))
 
-            def continued(carry, steps, *given):
+            def continued(stage, carry, steps, *given):
                 with self._precision:
-                    carry = machine.continued(_requests(which, *given), carry, steps)
+                    carry = machine.continued(_requests(which, *given), carry, steps, stage)
                 return carry, machine.seen(carry)
 
-            self._programs[machine, which, "stream"] = jax.jit(opened), jax.jit(continued, donate_argnums=0)
+            grown = jax.jit(lambda carry, stage: machine.grown(carry, stage), static_argnums=1)
+            self._programs[machine, which, "stream"] = (
+                jax.jit(opened), grown, jax.jit(continued, static_argnums=0, donate_argnums=1)
+            )  # fmt: skip
         return self._programs[machine, which, "stream"]
 
     def _machine(self, choice: Choice, rows: int, which: Filter) -> Autoregressive | MaskedRounds:

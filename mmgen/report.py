@@ -55,6 +55,20 @@ def _value(value: float | int | str, unit: str) -> str:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Rows of text under the names of columns; the first column names the row."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    @property
+    def markdown(self) -> str:
+        lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)], *self.rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+@dataclass(frozen=True)
 class Chart:
     """Curves on one pair of axes, by name: (steps, values)."""
 
@@ -87,11 +101,13 @@ def write_report(
     charts: Sequence[Chart],
     galleries: Sequence[Gallery],
     about: str = "",
+    tables: Sequence[Table] = (),
 ) -> None:
     """Writes the page at `path`, whole or not at all."""
     body = [
         f"<header><h1>{_text(title)}</h1><p>{_text(about)}</p></header>",
         _table(figures),
+        *map(_plain_table, tables),
         f'<section><h2>Training</h2><div class="charts">{"".join(map(_chart, charts))}</div></section>' if charts else "",
         *map(_gallery, galleries),
         f"<footer>mmgen, {time.strftime('%Y-%m-%d %H:%M')}</footer>",
@@ -119,6 +135,15 @@ def _table(figures: Sequence[Figure]) -> str:
     )
     head = "<thead><tr><th></th><th class=value>result</th><th>target</th><th></th></tr></thead>"
     return f"<section><h2>Figures</h2><table>{head}<tbody>{rows}</tbody></table></section>"
+
+
+def _plain_table(table: Table) -> str:
+    def row(cells: Sequence[str]) -> str:
+        return f"<tr><th>{_text(cells[0])}</th>{''.join(f'<td class=value>{_text(cell)}</td>' for cell in cells[1:])}</tr>"
+
+    head = f"<tr><th></th>{''.join(f'<th class=value>{_text(name)}</th>' for name in table.columns[1:])}</tr>"
+    body = "".join(map(row, table.rows))
+    return f"<section><h2>{_text(table.title)}</h2><table><thead>{head}</thead><tbody>{body}</tbody></table></section>"
 
 
 def _mark(good: bool | None, yes: str, no: str) -> str:

@@ -4,18 +4,22 @@ import contextlib
 import json
 import math
 import os
+import shutil
+import sys
 import time
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Int, UInt8
 from mmgen_tokenizers.errors import UserError, nearest
-from mmgen_tokenizers.files import arrays_in, temporary_beside, write_json
+from mmgen_tokenizers.files import arrays_in, read_json, temporary_beside, write_json
 from mmgen_tokenizers.pictures import grid, to_uint8, write_png
 from mmgen_tokenizers.progress import Counter
 from PIL import Image
@@ -55,8 +59,9 @@ def sample(
     """Draws `num` pictures for each prompt or label with the generator in a folder and returns the files written.
 
     `out`: FILE.png (a grid) or a folder (a file a picture), with a JSON of what was drawn beside; `tokens`: a file with
-    int32 "tokens" [N, sites]; `npz`: a file with uint8 "arr_0" [N, H, W, 3]. `settings` go to `Generator.generate`,
-    `dtype` to `mmgen.load`; `draft` is the folder of the generator that speculative decoding drafts with.
+    int32 "tokens" [N, sites]; `npz`: a file with uint8 "arr_0" [N, H, W, 3]. A job that was stopped goes on where it was when
+    it is asked for again, unless it makes a grid. `settings` go to `Generator.generate`, `dtype` to `mmgen.load`; `draft` is
+    the folder of the generator that speculative decoding drafts with.
     """
     start = time.perf_counter()
     settings = {k: v for k, v in settings.items() if v is not None}
@@ -66,24 +71,44 @@ def sample(
     generator = load(folder, dtype)
     rows = conditions(generator, prompts, labels, num)
     check_outputs(generator, len(rows.values), out, npz)
-    about = {"model": str(folder), "seed": seed, "settings": settings | ({"draft": str(draft)} if draft else {})}
-    settings |= {"draft": load(draft, dtype)} if draft else {}
+    about = {"model": str(folder), "weights": digest(generator), "dtype": generator.dtype.name, "seed": seed}
+    about["settings"] = settings | ({"draft": str(draft)} if draft else {})
+    settings |= {"seed": seed} | ({"draft": load(draft, dtype)} if draft else {})
     with contextlib.ExitStack() as stack:
-        counter = stack.enter_context(Counter(len(rows.values), "pictures"))
         sinks = [stack.enter_context(sink) for sink in outputs(rows, about, out, tokens, npz)]
-        step, forwards = generator.rows_at_once, 0
-        for first in range(0, len(rows.values), step):
+        forwards = draw(generator, rows, settings, sinks)
+    files = [sink.path for sink in sinks]
+    work = f"{forwards} forwards for {generator.config.layout.sites} sites"
+    print(f"{len(rows.values)} pictures in {time.perf_counter() - start:.1f} s, {work}: {', '.join(map(str, files))}")
+    return files
+
+
+def draw(generator: Generator, rows: Rows, settings: dict[str, Any], sinks: list) -> int:
+    """Pictures from the first that a sink lacks on, in the pieces that a whole job has; returns the forwards of the slowest."""
+    count, step, forwards = len(rows.values), generator.rows_at_once, 0
+    done = min(sink.done for sink in sinks)
+    begin = done if done == count else done // step * step
+    if begin:
+        print(f"{begin} of {count} pictures are there already", file=sys.stderr)
+    with Counter(count - begin, "pictures") as counter:
+        for first in range(begin, count, step):
             piece = rows.values[first : first + step]
-            made = generator.generate(**{rows.name: piece}, seed=seed, first_index=first, **settings)
+            made = generator.generate(**{rows.name: piece}, first_index=first, **settings)
             pictures = None if made.images is None else to_uint8(made.images)
             for sink in sinks:
                 sink.add(first, made.tokens, pictures)
             counter.add(len(piece))
             forwards = max(forwards, made.forwards)
-    files = [sink.path for sink in sinks]
-    work = f"{forwards} forwards for {generator.config.layout.sites} sites"
-    print(f"{len(rows.values)} pictures in {time.perf_counter() - start:.1f} s, {work}: {', '.join(map(str, files))}")
-    return files
+    return forwards
+
+
+def digest(generator: Generator) -> str:
+    """8 hexadecimal digits of the weights, the tokenizer's included: a job goes on with those that began it."""
+    print_of_tokenizer = "" if generator.tokenizer is None else generator.tokenizer.fingerprint
+    value = zlib.crc32(f"{generator.config} {print_of_tokenizer}".encode())
+    for array in jax.tree.leaves(generator.params):
+        value = zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data, value)
+    return f"{value:08x}"
 
 
 def read_prompts(path: str | Path) -> list[str]:
@@ -207,18 +232,20 @@ def is_grid(out: str) -> bool:
 
 
 def outputs(rows: Rows, about: dict, out: str | None, tokens: str | None, npz: str | None) -> list:
-    """The writers that are asked for: context managers with `add(first, tokens, pictures)` and `path`."""
-    count = len(rows.values)
+    """The writers that are asked for: context managers with `add(first, tokens, pictures)`, `path`, and `done`: how many of the
+    first pictures they have from a job that was stopped."""
     wanted = [
         (out, lambda: (GridFile if is_grid(out) else PictureFolder)(Path(out), rows, about)),
-        (tokens, lambda: TokenFile(Path(tokens), rows)),
-        (npz, lambda: PictureArray(Path(npz), count)),
+        (tokens, lambda: ArrayFile(Path(tokens), rows, about, "tokens")),
+        (npz, lambda: ArrayFile(Path(npz), rows, about, "arr_0")),
     ]
     return [make() for path, make in wanted if path is not None]
 
 
 class GridFile:
     """One PNG of all pictures, the prompts in its metadata, and a JSON of the same name."""
+
+    done = 0
 
     def __init__(self, path: Path, rows: Rows, about: dict):
         self.path, self._rows, self._about, self._pictures = path, rows, about, []
@@ -249,24 +276,44 @@ class PictureFolder:
     """00000.png, 00001.png, ... with their prompts in the metadata, and samples.json."""
 
     def __init__(self, path: Path, rows: Rows, about: dict):
-        self.path, self._rows, self._about, self._files = path, rows, about, []
+        self.path, self._rows, self._about = path, rows, about
         path.mkdir(parents=True, exist_ok=True)
+        self._count = self.done
+
+    @property
+    def done(self) -> int:
+        """Those before the first file that is not of this very job."""
+        count = len(self._rows.values)
+        return next((index for index in range(count) if not self._has(index)), count)
+
+    def _entry(self, index: int) -> dict[str, Any]:
+        return {"file": f"{index:05d}.png", "index": index} | self._rows.texts[index]
+
+    def _metadata(self, index: int) -> dict[str, str]:
+        return {k: str(v) for k, v in (self._about | self._entry(index)).items() if k != "file"}
+
+    def _has(self, index: int) -> bool:
+        try:
+            with Image.open(self.path / self._entry(index)["file"]) as picture:
+                return picture.text == self._metadata(index)
+        except (OSError, SyntaxError, AttributeError):  # none, or none of ours
+            return False
 
     def add(self, first: int, tokens: np.ndarray, pictures: UInt8[np.ndarray, "b h w 3"]) -> None:
         for index, picture in enumerate(pictures, first):
-            entry = {"file": f"{index:05d}.png", "index": index} | self._rows.texts[index]
-            self._files.append(entry)
-            write_png(self.path / entry["file"], picture, {k: str(v) for k, v in (self._about | entry).items() if k != "file"})
+            write_png(self.path / self._entry(index)["file"], picture, self._metadata(index))
+            self._count = index + 1
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, *_) -> None:
-        if not self._files:
+        if not self._count:
             return
         # Also of a job that was stopped: what is there is described.
-        write_json(self.path / "samples.json", self._about | {"pictures": self._files})
-        others = {path.name for path in self.path.glob("*.png")} - {entry["file"] for entry in self._files}
+        entries = [self._entry(index) for index in range(self._count)]
+        write_json(self.path / "samples.json", self._about | {"pictures": entries})
+        others = {path.name for path in self.path.glob("*.png")} - {entry["file"] for entry in entries}
         if others:
             warnings.warn(
                 f"{self.path} holds {len(others)} other pictures, such as {min(others)}, that were there before; samples.json "
@@ -275,48 +322,62 @@ class PictureFolder:
             )
 
 
-class TokenFile:
-    """int32 "tokens" [N, sites], and "labels" or "prompts" beside, in one .npz."""
+class ArrayFile:
+    """One array in an .npz, a row a picture: int32 "tokens" [N, sites] with "labels" or "prompts" beside, or uint8 "arr_0"
+    [N, H, W, 3], the form that FID suites read. What has come stands in FILE.part until all of it has; FILE.part.json says of
+    which job it is."""
 
-    def __init__(self, path: Path, rows: Rows):
-        self.path, self._rows, self._tokens = path, rows, []
+    def __init__(self, path: Path, rows: Rows, about: dict, name: str):
+        self.path, self.name, self._rows, self._stream = path, name, rows, None
+        self._part, self._note = (path.with_name(path.name + end) for end in (".part", ".part.json"))
+        self._job = json.loads(json.dumps(about | {"pictures": rows.texts}))  # as it is read back
+        noted = read_json(self._note) if self._note.is_file() and self._part.is_file() else {}
+        self._shape = tuple(noted["row"]) if noted.get("job") == self._job else None  # of a row
+        self.done = 0 if self._shape is None else self._part.stat().st_size // self._row_bytes
+
+    @property
+    def _row_bytes(self) -> int:
+        return math.prod(self._shape) * self._dtype.itemsize
+
+    @property
+    def _dtype(self) -> np.dtype:
+        return np.dtype(np.int32 if self.name == "tokens" else np.uint8)
 
     def add(self, first: int, tokens: Int[np.ndarray, "b n ..."], pictures: np.ndarray | None) -> None:
-        self._tokens.append(tokens)
+        rows = np.ascontiguousarray(tokens if self.name == "tokens" else pictures, self._dtype)
+        if self._stream is None:
+            self._begin(first, rows.shape[1:])
+        self._stream.write(rows)
+        self._stream.flush()
+
+    def _begin(self, first: int, shape: tuple[int, ...]) -> None:
+        if self._shape is None:
+            self._part.unlink(missing_ok=True)  # another job's, before the note says that it is ours
+            self._shape = shape
+            write_json(self._note, {"job": self._job, "row": shape})
+        self._stream = self._part.open("ab")
+        self._stream.truncate(first * self._row_bytes)
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, *_) -> None:
+        if self._stream is not None:
+            self._stream.close()
         if kind is None:
-            with replacing(self.path) as temporary, temporary.open("wb") as file:
-                np.savez(file, tokens=np.concatenate(self._tokens), **{self._rows.name: np.array(self._rows.values)})
+            self._finish()
 
-
-class PictureArray:
-    """uint8 "arr_0" [N, H, W, 3] in one .npz, the form that FID suites read; written piece by piece."""
-
-    def __init__(self, path: Path, count: int):
-        self.path, self._count = path, count
-
-    def __enter__(self):
-        with contextlib.ExitStack() as stack:
-            temporary = stack.enter_context(replacing(self.path))
-            archive = stack.enter_context(zipfile.ZipFile(temporary, "w"))
-            self._stream = stack.enter_context(archive.open("arr_0.npy", "w", force_zip64=True))
-            self._stack = stack.pop_all()
-        self._begun = False
-        return self
-
-    def add(self, first: int, tokens: np.ndarray, pictures: UInt8[np.ndarray, "b h w 3"]) -> None:
-        if not self._begun:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (self._count, *pictures.shape[1:])}
-            np.lib.format.write_array_header_1_0(self._stream, header)
-            self._begun = True
-        self._stream.write(np.ascontiguousarray(pictures))
-
-    def __exit__(self, *error) -> None:
-        self._stack.__exit__(*error)
+    def _finish(self) -> None:
+        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (len(self._rows.values), *self._shape)}
+        with replacing(self.path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+            with archive.open(f"{self.name}.npy", "w", force_zip64=True) as file, self._part.open("rb") as part:
+                np.lib.format.write_array_header_1_0(file, header)
+                shutil.copyfileobj(part, file, 1 << 20)
+            if self.name == "tokens":
+                with archive.open(f"{self._rows.name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, np.array(self._rows.values))
+        for file in (self._note, self._part):
+            file.unlink()
 
 
 @contextlib.contextmanager

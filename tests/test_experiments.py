@@ -5,10 +5,12 @@ from pathlib import Path
 
 import jax
 import pytest
+from mmgen_tokenizers.api import family_of
+from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.families import vqgan
 from mmgen_tokenizers.pretrained import llamagen
 
-from mmgen import config
+from mmgen import config, families
 from mmgen.config import TokenizerTask
 from mmgen.model import transformer
 
@@ -40,6 +42,27 @@ def test_the_generator_fits_the_tokenizer(folder):
     assert tokenizer.data.size == generator.data.size == tokenizer.task.model.image_size
     assert generator.task.tokenizer == f"runs/{folder}_tokenizer"  # where `mmgen train` puts it
     jax.eval_shape(lambda: transformer.init(generator.task.model, jax.random.key(0)))
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_there_is_one_of_each_family(family, tmp_path):
+    experiment = config.load_experiment(EXPERIMENTS / "tokenizers" / f"{family}.py")
+    config.save(experiment, tmp_path / "experiment.json")
+    assert config.load(tmp_path / "experiment.json") == experiment == families.experiment(family)
+    jax.eval_shape(lambda: family_of(experiment.task.model)[1].init(experiment.task.model, jax.random.key(0)))
+
+
+@pytest.mark.parametrize("bits", families.BITS)
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_the_families_hold_the_same_bits(family, bits):
+    assert families.bits_of(families.model(family, bits)) == pytest.approx(bits, rel=0.05)
+
+
+def test_families_that_are_not_there_are_named():
+    with pytest.raises(UserError, match="vq, ibq, .* at 256, 512"):
+        families.model("vqvae")
+    with pytest.raises(UserError, match="at 256, 512, 640, 1024 bits"):
+        families.model("vq", 500)
 
 
 def test_llamagen_fits_its_published_tokenizer(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mmgen_tokenizers.pictures import read_picture
 
-from mmgen.report import Card, Chart, Figure, Gallery, ticks, write_report
+from mmgen.report import Card, Chart, Figure, Gallery, Table, ticks, write_report
 
 RED = np.full((4, 4, 3), (222, 55, 48), np.uint8)
 BLUE = np.full((4, 4, 3), (42, 98, 222), np.uint8)
@@ -94,3 +94,13 @@ def test_ticks_are_few_round_and_enclosing(low, high):
     steps = np.diff(made)
     np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
     assert float(f"{steps[0]:e}".split("e")[0]) in (1, 2, 2.5, 5)
+
+
+def test_tables(tmp_path):
+    table = Table("Orders", ["", "right"], [["a < b", "1.0%"]])
+    path = tmp_path / "report.html"
+    write_report(path, "A", [], [], [], tables=[table])
+    text = path.read_text()
+    assert "<th>a &lt; b</th><td class=value>1.0%</td>" in text and "<h2>Orders</h2>" in text
+    Tags(text)
+    assert table.markdown == "|  | right |\n| --- | ---: |\n| a < b | 1.0% |"

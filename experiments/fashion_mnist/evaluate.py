@@ -17,7 +17,7 @@ from mmgen_tokenizers.pictures import to_float, to_uint8
 
 from mmgen import config, load
 from mmgen.data import batches
-from mmgen.evaluation.classifier import recognised, train_classifier
+from mmgen.evaluation.classifier import cards, recognised, train_classifier
 from mmgen.evaluation.curves import charts
 from mmgen.report import Card, Figure, Gallery, write_report
 
@@ -49,13 +49,9 @@ def main(run: str, samples: str = "500") -> None:
         print(f"  {row.name:<60} {row.shown:>10}  {row.wanted}")
     names = generator.labels or [str(label) for label in range(generator.null_label)]
     pairs = [Card([a, b], names[label]) for a, b, label in zip(originals[:24], restored, test["label"], strict=False)]
-    drawn = [
-        Card([picture], names[label], bool(ok), "recognised" if ok else "not recognised")
-        for picture, label, ok in zip(pictures[:60], labels, right, strict=False)
-    ]
     galleries = [
         Gallery("Originals and reconstructions", pairs, shown=72),
-        Gallery("Samples, the classes in turn", drawn, shown=80),
+        Gallery("Samples, the classes in turn", cards(pictures, labels, right, names)[:60], shown=80),
     ]
     write_report(run / "report.html", "Classes", table, charts(experiment.task.tokenizer, run), galleries)
     print(run / "report.html")

@@ -19,7 +19,8 @@ from mmgen_tokenizers import TokenLayout
 from mmgen.config import TFDS, Data, Experiment, GeneratorTask, Optimizer, Schedule
 from mmgen.model.config import BlockConfig, ClassCondition, Dropout, GeneratorConfig, Sampling
 
-DATA = os.environ.get("TFDS_DATA_DIR") or str(Path(__file__).resolve().parents[3] / "shared" / "data" / "tfds")
+SHARED = Path(os.environ.get("MMGEN_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
+DATA = os.environ.get("TFDS_DATA_DIR") or str(SHARED / "tfds")
 
 
 def experiment() -> Experiment:

@@ -2,8 +2,8 @@
 
     mmgen train experiments/fashion_mnist/tokenizer.py
 
-The data set must lie prepared by TFDS as array_record in $TFDS_DATA_DIR, or else in ../shared/data/tfds beside the
-repository; another place: --data.source.data_dir DIR --validation.source.data_dir DIR. Nothing is downloaded.
+The data set must lie prepared by TFDS as array_record in $TFDS_DATA_DIR, or else in $MMGEN_DATA/tfds or ../shared/data/tfds
+beside the repository; another place: --data.source.data_dir DIR --validation.source.data_dir DIR. Nothing is downloaded.
 
 Result: see generator.py.
 """
@@ -15,7 +15,8 @@ from mmgen_tokenizers import CNN, VQ, VQGAN, TokenizerLosses
 
 from mmgen.config import TFDS, Data, Experiment, Optimizer, Schedule, TokenizerTask
 
-DATA = os.environ.get("TFDS_DATA_DIR") or str(Path(__file__).resolve().parents[3] / "shared" / "data" / "tfds")
+SHARED = Path(os.environ.get("MMGEN_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
+DATA = os.environ.get("TFDS_DATA_DIR") or str(SHARED / "tfds")
 
 
 def experiment() -> Experiment:

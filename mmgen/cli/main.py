@@ -10,6 +10,7 @@ from mmgen_tokenizers.errors import UserError, nearest
 VERBS = {
     "quickstart": "train a tokenizer and a generator on embedded scenes, and draw pictures from prompts",
     "train": "train what an experiment file describes, or continue its run",
+    "preflight": "compile an experiment's training step for devices that are not there: memory, operations, collectives",
     "tokenize": "turn a set of pictures into token shards",
     "sample": "draw pictures from a trained or converted model",
     "edit": "draw a part of a picture anew, or continue it beyond its edges",

@@ -2,11 +2,13 @@
 
 The same seed gives the same pictures, whatever else is drawn with them (in float32). Settings that are not given are those
 recommended with the model. A class model without --label goes through all of its classes, evenly. RUN comes first: --prompt
-and --label take all words that follow.
+and --label take all words that follow. A job that was stopped, by ctrl-C or by force, goes on when the same command is given
+again (but for a grid).
 
 example:
   mmgen sample runs/quickstart/generator --prompt 'a small red circle above a large blue square' -n 4 --out circles.png
   mmgen sample models/gpt_b --label 207 --label 360 -n 8 --guidance 4 --out pictures/
+  mmgen sample runs/quickstart/generator --prompts thousand.txt --out pictures/
   mmgen sample models/gpt_b --num 50000 --npz samples.npz        uint8 [N, H, W, 3] under arr_0, for FID suites
 """
 

@@ -23,6 +23,8 @@ while training goes on, so after a kill it may have those of the checkpoint befo
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmgen_tokenizers.errors import UserError
+
 from mmgen.cli.parsing import Parser, existing
 
 
@@ -35,12 +37,23 @@ def parser() -> Parser:
     p.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, where several processes train together")
     p.add_argument("--processes", type=int, metavar="N", help="how many they are")
     p.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    p.add_argument("--profile", metavar="FIRST:LAST", help="write a trace of these steps to RUN/profile, for xprof")
     return p
+
+
+def steps_of(text: str | None) -> tuple[int, int] | None:
+    """ "10:13" -> (10, 13)."""
+    if text is None:
+        return None
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise UserError(f"--profile {text}: name the first and the last step, such as 10:13")
+    return int(first), int(last)
 
 
 def main(arguments: Sequence[str]) -> None:
     args = parser().parse_args(arguments)
-    path = existing(args.experiment)
+    path, profile = existing(args.experiment), steps_of(args.profile)
 
     from mmgen import config
 
@@ -54,4 +67,4 @@ def main(arguments: Sequence[str]) -> None:
 
     distributed.initialize(args.coordinator, args.processes, args.process)
 
-    train(experiment, out)
+    train(experiment, out, profile)

@@ -31,6 +31,13 @@ def _frequent(captions: Sequence[str], kept: int) -> list[str]:
     return [text.translate(rare) for text in captions]
 
 
+def empty_prompt(length: int) -> tuple[Int[np.ndarray, "1 C"], Bool[np.ndarray, "1 C"]]:
+    """What every text model makes of "": EOS alone, the null condition of guidance."""
+    ids, valid = np.full((1, length), PAD, np.int32), np.zeros((1, length), bool)
+    ids[0, -1], valid[0, -1] = EOS, True
+    return ids, valid
+
+
 class TextTokenizer:
     """Text -> ids below `vocabulary`: 0 pads, 1 stands for characters it does not know, 2 ends every prompt."""
 

@@ -2,11 +2,14 @@
 
 Slots are laid out in time order, so the slots of a step are a window [first, first + width). Steps of nearly equal width share
 one loop; where a window is wider than its step, the slots behind it are computed too early, are seen by nobody, and are
-overwritten when their own time comes.
+overwritten when their own time comes. A long loop is cut into pieces, before each of which the cache grows by what the piece
+writes: the slots that come later are not read all the time.
 """
 
 import functools
+import itertools
 import operator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -19,13 +22,14 @@ from mmgen.model.attention import attend_cached
 from mmgen.model.config import GeneratorConfig
 from mmgen.model.heads import TurnedHead, choose, turn
 from mmgen.model.inputs import Slots
-from mmgen.model.kv_cache import Cache, bytes_per_row, empty_cache, write
+from mmgen.model.kv_cache import Cache, bytes_per_row, empty_cache, moved, write
 from mmgen.model.layers import FusedBlock, fuse
 from mmgen.model.positions import rotary_angles
 from mmgen.model.transformer import build_plan, cast, combine_with, ends_of, layer_of, plan_batch, slots_of
 from mmgen.plan.plan import PADDING, GenerationPlan
 
 MAX_PADDING = 1.25  # computed slots over needed slots within one loop
+PIECE, PIECES = 128, 4  # about so many slots between two sizes of the cache; so many loops are compiled at most for one width
 
 
 class Segment(NamedTuple):
@@ -39,6 +43,11 @@ class Segment(NamedTuple):
     slot: Int[np.ndarray, "t e k"]  # combine_slot within the window
     head: Int[np.ndarray, "t e k"]
     weight: np.ndarray  # [T, E, K]
+
+    @property
+    def room(self) -> int:
+        """Slots that are computed when it ends."""
+        return int(self.first[-1]) + self.width
 
 
 class Carry(NamedTuple):
@@ -78,7 +87,12 @@ def schedule(plan: GenerationPlan) -> list[Segment]:
             if start < plan.times:
                 runs.append((start, stop - 1))
             start = stop - 1
-    return [_segment(plan, times, widths, *run) for run in runs]
+    return [_segment(plan, times, widths, *piece) for run in runs for piece in _pieces(widths, *run)]
+
+
+def _pieces(widths: Int[np.ndarray, "t"], start: int, stop: int) -> Iterator[tuple[int, int]]:
+    count = min(round(int(widths[start:stop].sum()) / PIECE), PIECES, stop - start)
+    return itertools.pairwise(np.linspace(start, stop, max(1, count) + 1).astype(int).tolist())
 
 
 def _segment(plan: GenerationPlan, times: np.ndarray, widths: np.ndarray, start: int, stop: int) -> Segment:
@@ -111,21 +125,36 @@ class Autoregressive:
         self.config, self.dtype = c, dtype
         self.plan = build_plan(c)
         self.segments = schedule(self.plan)
-        self.room = self.plan.slots + max(s.width for s in self.segments)  # windows never reach past the buffers
+        self.room = max(s.room for s in self.segments)  # windows never reach past the buffers
 
     def decode(self, r: Request) -> tuple[Int[Array, "b n ..."], int]:
         """Tokens, and the number of forwards."""
-        carry = self.start(r.batch, len(r.index) * (1 + r.which.guided), r.index)
+        carry = self.start(r.batch, len(r.index) * (1 + r.which.guided), r.index, self.segments[0].room)
         return self.advance(r.params, carry, r.batch, r.key, r.settings, r.which).tokens[:, :-1], self.plan.times
 
     def opened(self, given: tuple[Request]) -> Carry:
         """For a stream: what `start` gives."""
         (r,) = given
-        return self.start(r.batch, len(r.index) * (1 + r.which.guided), r.index)
+        return self.start(r.batch, len(r.index) * (1 + r.which.guided), r.index, self.segments[0].room)
 
-    def continued(self, given: tuple[Request], carry: Carry, steps: Int[Array, ""]) -> Carry:
+    def stages(self, time: int, steps: int) -> list[tuple[int, int]]:
+        """Which segments, each by a program of its own, these steps from `time` on lie in, and how many in each."""
+        parts = [(i, min(s.stop, time + steps) - max(s.start, time)) for i, s in enumerate(self.segments)]
+        return [(i, count) for i, count in parts if count > 0]
+
+    def grown(self, carry: Carry, stage: int) -> Carry:
+        """With the cache that a segment needs."""
+        room = self.segments[stage].room
+        if room <= carry.cache[0][0].shape[2]:
+            return carry
+        return carry._replace(cache=moved(carry.cache, empty_cache(self.config, len(carry.valid), room, self.dtype)))
+
+    def continued(self, given: tuple[Request], carry: Carry, steps: Int[Array, ""], stage: int) -> Carry:
+        """After `steps` more of one segment."""
         (r,) = given
-        return self.advance(r.params, carry, r.batch, r.key, r.settings, r.which, steps)
+        stop = carry.time + steps
+        step = functools.partial(self._step, r.params, r.batch, r.key, r.settings, r.which, self.segments[stage])
+        return jax.lax.fori_loop(carry.time, stop, step, carry)._replace(time=stop)
 
     def seen(self, carry: Carry) -> tuple[Int[Array, "b n ..."], Bool[Array, "b n"]]:
         """Tokens, and which of them are final."""
@@ -138,15 +167,16 @@ class Autoregressive:
         cache = bytes_per_row(self.config, self.room, jnp.dtype(self.dtype).itemsize)
         return 2 * cache + 32 * layout.groups * layout.codebook_size
 
-    def start(self, batch: dict, rows: int, index: Int[Array, "b"]) -> Carry:
-        """Nothing computed yet. `batch`: the condition of all rows, guided pairs included."""
+    def start(self, batch: dict, rows: int, index: Int[Array, "b"], room: int | None = None) -> Carry:
+        """Nothing computed yet. `batch`: the condition of all rows, guided pairs included; `room`: slots of the cache (all)."""
         layout = self.config.layout
         groups = (layout.groups,) if layout.groups > 1 else ()
         valid = plan_batch(self.config, batch).valid
         valid = jnp.ones((rows, self.plan.slots), bool) if valid is None else valid
         valid = jnp.pad(valid, ((0, 0), (0, self.room - self.plan.slots)))
         tokens = jnp.zeros((len(index), layout.sites + 1, *groups), jnp.int32)
-        return Carry(tokens, empty_cache(self.config, rows, self.room, self.dtype), valid, index, jnp.int32(0))
+        cache = empty_cache(self.config, rows, room or self.room, self.dtype)
+        return Carry(tokens, cache, valid, index, jnp.int32(0))
 
     def advance(
         self,
@@ -156,18 +186,13 @@ class Autoregressive:
         key: PRNGKeyArray,
         settings: Settings,
         which: Filter,
-        steps: Int[Array, ""] | None = None,
     ) -> Carry:
-        """The next `steps` steps, for tracing inside a jitted program; None: all, from a carry that has just started, whose
-        loops then have static bounds."""
-        stop = self.plan.times if steps is None else jnp.minimum(carry.time + steps, self.plan.times)
-        for segment in self.segments:
+        """All steps, from a carry that has just started, for tracing inside a jitted program."""
+        for stage, segment in enumerate(self.segments):
             step = functools.partial(self._step, params, batch, key, settings, which, segment)
-            first, last = segment.start, segment.stop
-            if steps is not None:
-                first, last = (jnp.clip(time, first, last) for time in (carry.time, stop))
-            carry = step(first, carry) if steps is None and last - first == 1 else jax.lax.fori_loop(first, last, step, carry)
-        return carry._replace(time=jnp.int32(stop))
+            carry, (first, last) = self.grown(carry, stage), (segment.start, segment.stop)
+            carry = step(first, carry) if last - first == 1 else jax.lax.fori_loop(first, last, step, carry)
+        return carry._replace(time=jnp.int32(self.plan.times))
 
     def _step(self, params, batch, key, settings, which, segment: Segment, t, carry: Carry) -> Carry:
         c, i = self.config, t - segment.start
@@ -201,15 +226,15 @@ class Autoregressive:
         if segment.start == 0:
             x = jnp.concatenate([ends.condition(batch).astype(self.dtype), x[:, C:]], axis=1)
         x = ends.place(x, slots)
-        key_slot, query_slot = np.arange(self.room), first + jnp.arange(segment.width)
+        key_slot, query_slot = np.arange(carry.cache[0][0].shape[2]), first + jnp.arange(segment.width)
         kind, visible, clique = (
             jnp.asarray(np.pad(a, (0, spare), constant_values=f))
             for a, f in ((plan.kind, PADDING), (plan.visible, np.iinfo(np.int32).max), (plan.clique, -1))
         )
         reads = window(jnp.asarray(plan.reads)[None], 0)[0]
-        friends = (clique[None] == clique[query_slot][:, None]) & (clique[query_slot] >= 0)[:, None]
-        rule = (kind != PADDING) & ((visible[None] <= jnp.minimum(reads, t)[:, None]) | friends)
-        mask = (rule[None] & carry.valid[:, None]) | (key_slot[None] == query_slot[:, None])[None]
+        friends = (clique[key_slot] == clique[query_slot][:, None]) & (clique[query_slot] >= 0)[:, None]
+        rule = (kind[key_slot] != PADDING) & ((visible[key_slot] <= jnp.minimum(reads, t)[:, None]) | friends)
+        mask = (rule[None] & carry.valid[:, None, key_slot]) | (key_slot == query_slot[:, None])[None]
         return x, slots, mask
 
     def _all_rows(self, carry: Carry) -> Int[Array, "r n1 ..."]:

@@ -61,7 +61,13 @@ class Parallel(Windowed):
         carry = self.continued(given, self.opened(given))
         return self.seen(carry)[0], carry[1].forwards
 
-    def continued(self, given: tuple, carry: tuple[Static, State], steps: Int[Array, ""] | None = None) -> tuple[Static, State]:
+    def stages(self, time: int, steps: int) -> list[tuple[int, int]]:
+        """One program for all forwards."""
+        return [(0, steps)]
+
+    def continued(
+        self, given: tuple, carry: tuple[Static, State], steps: Int[Array, ""] | None = None, stage: int = 0
+    ) -> tuple[Static, State]:
         """After `steps` more forwards, or once all rows are done."""
         fixed, state = carry
         last = jnp.int32(self.plan.sites if steps is None else state.forwards + steps)

@@ -4,7 +4,7 @@ It sees nothing of the tokenizer or the generator. How many samples it recognise
 whether the condition is obeyed; its accuracy on real test pictures says how far it can be trusted.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from mmgen_tokenizers.pictures import to_float, to_uint8
 
 from mmgen.generator import Generator
+from mmgen.report import Card
 
 CHUNK = 500  # pictures classified at once
 
@@ -80,3 +81,16 @@ def recognised(
     labels = np.arange(count) % generator.null_label
     pictures = to_uint8(generator.generate(labels=labels, seed=seed, **settings).images)
     return pictures, labels, classify(pictures) == labels
+
+
+def cards(
+    pictures: UInt8[np.ndarray, "count H W 3"],
+    labels: Int[np.ndarray, "count"],
+    right: Bool[np.ndarray, "count"],
+    names: Sequence[str],
+) -> list[Card]:
+    """What `recognised` gives as cards of a report; `names` of the classes."""
+    return [
+        Card([picture], names[label], bool(ok), "recognised" if ok else "not recognised")
+        for picture, label, ok in zip(pictures, labels, right, strict=True)
+    ]

@@ -57,23 +57,25 @@ def reconstructions(tokenizer: mt.Tokenizer, count: int = 1000, size: int = 32) 
     return Judged(captions, originals, pictures, verify_all(captions, pictures))
 
 
-def samples(generator: Generator, count: int = 256, seed: int = 0, **settings) -> Judged:
-    """A picture for each of `count` different test combinations, by the recommended settings unless others are given."""
+def samples(generator: Generator, count: int = 256, seed: int = 0, first: int = 0, **settings) -> Judged:
+    """A picture for each of `count` different test combinations behind the `first`, by the recommended settings unless others
+    are given."""
     size = generator.tokenizer.config.image_size
-    captions, originals = _test(count, size)
+    captions, originals = _test(count, size, first)
     pictures = to_uint8(generator.generate(prompts=captions, seed=seed, **settings).images)
     return Judged(captions, originals, pictures, verify_all(captions, pictures))
 
 
-def _test(count: int, size: int) -> tuple[list[str], UInt8[np.ndarray, "count size size 3"]]:
-    """The first test scenes that say something new."""
-    chosen, source = {}, ShapesSource("test", 20 * count, size)
+def _test(count: int, size: int, first: int = 0) -> tuple[list[str], UInt8[np.ndarray, "count size size 3"]]:
+    """The test scenes that say something new, without the `first` of them."""
+    chosen, source = {}, ShapesSource("test", 20 * (first + count), size)
     for index in range(len(source)):
-        if len(chosen) == count:
+        if len(chosen) == first + count:
             break
         example = source[index]
         chosen.setdefault(parse(example["text"]), example)
-    return [e["text"] for e in chosen.values()], np.stack([e["image"] for e in chosen.values()])
+    found = [*chosen.values()][first:]
+    return [e["text"] for e in found], np.stack([e["image"] for e in found])
 
 
 def figures(restored: Judged, drawn: Judged) -> dict[str, float | int]:
@@ -114,13 +116,17 @@ def galleries(restored: Judged, drawn: Judged) -> list[Gallery]:
         Card([original, picture], good=verdict.places_right, note="" if verdict.places_right else told(verdict))
         for original, picture, verdict in zip(restored.originals, restored.pictures, restored.verdicts, strict=True)
     ]
-    made = [
-        Card([picture], caption, verdict.places_right, "" if verdict.places_right else told(verdict))
-        for caption, picture, verdict in zip(drawn.captions, drawn.pictures, drawn.verdicts, strict=True)
-    ]
     return [
         Gallery("Originals and reconstructions", pairs[:SHOWN], "Left a test picture, right what its tokens keep of it.", 96),
-        Gallery("Samples", made[: 2 * SHOWN], "For each prompt the picture drawn, and what the checker says of it."),
+        Gallery("Samples", cards(drawn)[: 2 * SHOWN], "For each prompt the picture drawn, and what the checker says of it."),
+    ]
+
+
+def cards(drawn: Judged) -> list[Card]:
+    """Pictures under their prompts, each right or wrong."""
+    return [
+        Card([picture], caption, verdict.places_right, "" if verdict.places_right else told(verdict))
+        for caption, picture, verdict in zip(drawn.captions, drawn.pictures, drawn.verdicts, strict=True)
     ]
 
 

@@ -128,11 +128,19 @@ class GeneratorConfig:
     depth: int = 12
     dropout: Dropout = field(default_factory=Dropout)
     remat: bool = False  # recompute each layer in the backward pass: less memory, about a third more work
+    # With remat, products that are kept nevertheless: queries, keys and values; what attention gives; the MLP's hidden units.
+    remat_keep: tuple[Literal["qkv", "attention", "mlp"], ...] = ()
+    loss_chunks: int = 1  # parts of the sites whose logits are held at a time: large vocabularies are never held whole
     unread: int = 0  # rows of a published checkpoint that no slot reads, kept so that it can be written again
 
     def __post_init__(self):
         if self.block.modulation != "none" and not isinstance(self.condition, ClassCondition):
             raise UserError("modulation goes by the class: for prompts and features set block.modulation none")
+        if self.remat_keep and not self.remat:
+            raise UserError(f"remat_keep {list(self.remat_keep)} says what remat keeps: set remat true too")
+        if self.loss_chunks < 1 or self.layout.sites % self.loss_chunks:
+            fits = ", ".join(str(n) for n in range(1, self.layout.sites + 1) if self.layout.sites % n == 0)
+            raise UserError(f"loss_chunks {self.loss_chunks} does not divide {self.layout.sites} sites: take one of {fits}")
 
     @property
     def taps(self) -> tuple[int, ...]:

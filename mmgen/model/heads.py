@@ -81,12 +81,6 @@ def negative_log_likelihood(
     return jax.nn.logsumexp(logits, axis=-1) - wanted
 
 
-def cross_entropy(logits: Float[Array, "b n *g v"], tokens: Int[Array, "b n *g"]) -> Float[Array, "b n"]:
-    """Negative log-likelihood of each site in nats; a group's sub-tokens add up."""
-    loss = negative_log_likelihood(logits, tokens)
-    return loss.reshape(*loss.shape[:2], -1).sum(-1)
-
-
 def choose(scores: Float[Array, "b e *g v"], noise: Float[Array, "b e *g v"]) -> Int[Array, "b e *g"]:
     """A sample of softmax(scores), which need not be normalised, by the Gumbel-max trick."""
     return jnp.argmax(scores + noise, axis=-1).astype(jnp.int32)

@@ -1,4 +1,5 @@
-"""Keys and values of the slots computed so far: one pair of static buffers a layer, so that a step updates them in place."""
+"""Keys and values of the slots computed so far: one pair of buffers a layer, of static size in a loop, so that a step updates
+them in place."""
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,11 @@ def empty_cache(c: GeneratorConfig, rows: int, slots: int, dtype: jnp.dtype) -> 
     """[rows, key-value heads, slots, head dim] twice for each layer."""
     shape = (rows, c.block.kv_heads or c.block.heads, slots, c.block.head_dim)
     return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(c.layers))
+
+
+def moved(cache: Cache, into: Cache) -> Cache:
+    """To the beginning of larger buffers."""
+    return jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice(new, old, (0,) * old.ndim), cache, into)
 
 
 def write(

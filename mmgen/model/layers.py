@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from mmgen.model.config import BlockConfig
@@ -165,9 +166,9 @@ class Block(nnx.Module):
 
     def hidden(self, x: Float[Array, "b s d"]) -> Float[Array, "b s f"]:
         """What the MLP's last product reads."""
-        up = product(x, self.up) + (self.up_bias[...] if self.config.bias else 0)
+        up = checkpoint_name(product(x, self.up) + (self.up_bias[...] if self.config.bias else 0), "mlp")
         if self.config.mlp_kind == "swiglu":
-            return jax.nn.silu(product(x, self.gate)) * up
+            return jax.nn.silu(checkpoint_name(product(x, self.gate), "mlp")) * up
         return jax.nn.gelu(up, approximate=self.config.mlp_kind == "gelu")
 
     def merged(self, heads: Float[Array, "b s hk"]) -> Float[Array, "b s d"]:
@@ -178,7 +179,7 @@ class Block(nnx.Module):
 
     def attention(self, x: Float[Array, "b s d"], angles: Array | None, attend: Callable) -> Float[Array, "b s d"]:
         c = self.config
-        q, k, v = self.qkv(x)
+        q, k, v = (checkpoint_name(y, "qkv") for y in self.qkv(x))
         if c.qk_norm:
             q, k = self.norm_q(q), self.norm_k(k)
         if c.l2_attention:  # `attend` divides by sqrt(K)
@@ -186,7 +187,7 @@ class Block(nnx.Module):
             q, k = unit(q) * temperature[:, None].astype(q.dtype), unit(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        y = self.merged(attend(q, k, v).reshape(*x.shape[:2], -1))
+        y = self.merged(checkpoint_name(attend(q, k, v), "attention").reshape(*x.shape[:2], -1))
         return y + self.out_bias[...] if c.bias else y
 
     def mlp(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from mmgen.model import heads as heads_module
 from mmgen.model.attention import attend, mask_of
@@ -150,15 +150,27 @@ def combine_with(
 ) -> Array:
     """`slot`, `head`, `weight` [E, K] over the slots of `states` [B, F, D]; a step of decoding passes its own few rows.
     `condition`: what modulates the heads."""
-    logits = []
+    return logits_of(heads, mixed(heads, states, condition, slot, head, weight))
+
+
+def mixed(
+    heads: nnx.Dict, states: list, condition: Array | None, slot: np.ndarray, head: np.ndarray, weight: np.ndarray
+) -> list[Float[Array, "b e d"]]:
+    """For each head what it multiplies: its features, summed over the slots by which it predicts."""
+    found = []
     for i, hidden in enumerate(states):
         features = heads[f"head{i}"].features(hidden, condition)
         if len(states) == 1 and slot.shape[1] == 1:  # every weight is 1
-            mixed = features[:, slot[:, 0]]
+            found.append(features[:, slot[:, 0]])
         else:
             share = jnp.where(head == i, weight, 0.0).astype(features.dtype)
-            mixed = jnp.einsum("bekd,ek->bed", features[:, slot], share)
-        logits.append(heads[f"head{i}"].logits(mixed))
+            found.append(jnp.einsum("bekd,ek->bed", features[:, slot], share))
+    return found
+
+
+def logits_of(heads: nnx.Dict, features: list[Float[Array, "b e d"]]) -> Float[Array, "b e ..."]:
+    """The sum of what the heads make of their features."""
+    logits = [heads[f"head{i}"].logits(x) for i, x in enumerate(features)]
     return sum(logits[1:], logits[0])
 
 
@@ -174,6 +186,13 @@ def forward(
 
     `key`: dropout is on. `dtype`: what matrices multiply in. `collect`: a list that receives the hidden states at each tap.
     """
+    return logits_of(*_features(c, params, batch, key, dtype, collect))
+
+
+def _features(
+    c: GeneratorConfig, params: dict, batch: dict, key: PRNGKeyArray | None, dtype: jnp.dtype, collect: list | None = None
+) -> tuple[nnx.Dict, list[Float[Array, "b n d"]]]:
+    """The heads, and what each multiplies."""
     plan, extra = build_plan(c), plan_batch(c, batch)
     params = cast(c, params, dtype)
     ends = ends_of(c, {**params, "ends": gathered(params["ends"], axes(c)["ends"])})
@@ -191,7 +210,9 @@ def forward(
         x = layer_of(c, p)(x, angles, lambda q, k, v: attend(q, k, v, mask), condition=modulator, **drops)
         return constrain(x, "batch", "slots", "embed"), None
 
-    layer = jax.checkpoint(layer) if c.remat else layer
+    if c.remat:
+        kept = jax.checkpoint_policies.save_only_these_names(*c.remat_keep)
+        layer = jax.checkpoint(layer, policy=kept, prevent_cse=one_cpu())  # a scan keeps what is computed again apart by itself
     path = jnp.asarray(c.dropout.path * np.arange(c.layers) / max(1, c.layers - 1), jnp.float32)
     states, start = [], 0
     for tap in c.taps:
@@ -201,7 +222,9 @@ def forward(
         start = tap
     if collect is not None:
         collect.extend(states)
-    return combine(plan, ends.heads, states, head_modulator)
+    return ends.heads, mixed(
+        ends.heads, states, head_modulator, plan.combine_slot, plan.combine_head, plan.combine_weight
+    )
 
 
 def loss(
@@ -211,11 +234,38 @@ def loss(
     (of the likeliest token)."""
     if isinstance(c.plan, Masked):
         return masked_loss(c, params, batch, key, dtype)
-    logits = forward(c, params, batch, key, dtype)
+    each, right = _each_token(c, params, batch, key, dtype)
     weight = jnp.asarray(build_plan(c).loss_weight)
-    value = jnp.mean(heads_module.cross_entropy(logits, batch["ids"]) * weight) / c.layout.groups
-    accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == batch["ids"])
-    return value, {"loss": value, "accuracy": accuracy}
+    value = jnp.mean(each.reshape(*each.shape[:2], -1).sum(-1) * weight) / c.layout.groups
+    return value, {"loss": value, "accuracy": jnp.mean(right)}
+
+
+def _each_token(
+    c: GeneratorConfig, params: dict, batch: dict, key: PRNGKeyArray | None, dtype: jnp.dtype,
+    ids: Int[Array, "b n *g"] | None = None, smoothing: float = 0.0,
+) -> tuple[Float[Array, "b n *g"], Bool[Array, "b n *g"]]:
+    """Negative log-likelihood of each token, and whether it is the likeliest. `ids`: what is predicted, if not what is read."""
+    heads, features = _features(c, params, batch, key, dtype)
+
+    def part(heads: nnx.Dict, features: list, ids: Array) -> tuple[Array, Array]:
+        logits = logits_of(heads, features)
+        return heads_module.negative_log_likelihood(logits, ids, smoothing), jnp.argmax(logits, axis=-1) == ids
+
+    ids = jnp.asarray(batch["ids"] if ids is None else ids)
+    if c.loss_chunks == 1:
+        return part(heads, features, ids)
+    # In float32, for their gradient is summed over the parts.
+    graph, weights = nnx.split(heads)
+    weights = jax.tree.map(lambda w: w.astype(jnp.float32), weights)
+    one = jax.checkpoint(lambda _, inputs: (None, part(nnx.merge(graph, weights), *inputs)), prevent_cse=False)
+    _, found = jax.lax.scan(one, None, jax.tree.map(functools.partial(_in_parts, c.loss_chunks), (features, ids)))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2).reshape(ids.shape), found)
+
+
+def _in_parts(parts: int, x: Float[Array, "b n ..."]) -> Float[Array, "p b m ..."]:
+    """Part i has the sites i, i + parts, ...: where sites are split over devices, each keeps its own."""
+    x = jnp.moveaxis(x.reshape(x.shape[0], -1, parts, *x.shape[2:]), 2, 0)
+    return constrain(x, None, "batch", "sites", *[None] * (x.ndim - 3))
 
 
 def masked_loss(
@@ -226,10 +276,8 @@ def masked_loss(
     key_holes, key = (jax.random.key(0), None) if key is None else jax.random.split(key)
     hidden = holes(c.plan, batch["ids"].shape, key_holes)
     seen = {**batch, "ids": jnp.where(hidden, c.layout.codebook_size, batch["ids"])}
-    logits = forward(c, params, seen, key, dtype)
-    each = heads_module.negative_log_likelihood(logits, batch["ids"], c.plan.smoothing)
+    each, right = _each_token(c, params, seen, key, dtype, batch["ids"], c.plan.smoothing)
     value = jnp.average(each, weights=jnp.where(hidden, 1.0, c.plan.visible_weight))
-    right = jnp.argmax(logits, axis=-1) == batch["ids"]
     return value, {"loss": value, "accuracy": jnp.average(right, weights=hidden)}
 
 

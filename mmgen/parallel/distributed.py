@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -31,8 +32,8 @@ def initialize(
 ) -> None:
     """Joins the other processes: by the three arguments, or as the scheduler says where one is detected; else does nothing.
 
-    Must run before JAX is first used. Raises UserError where the arguments are incomplete. Where the others are not met within
-    `timeout` seconds, JAX itself aborts the process (seen with jax 0.10.2), with DEADLINE_EXCEEDED and a stack trace.
+    Must run before JAX is first used. Raises UserError where the arguments are incomplete; where the others are not met within
+    `timeout` seconds the process says so and exits with 2.
     """
     given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
     missing = [flag for flag, value in given.items() if value is None]
@@ -48,15 +49,29 @@ def initialize(
             f"--coordinator {coordinator} --processes {processes} --process {process}: the first is HOST:PORT of process 0, "
             f"and processes count from 0 to {processes - 1}"
         )
+    with _deadline(coordinator or f"the coordinator that {found} names", timeout):
+        jax.distributed.initialize(coordinator, processes, process, initialization_timeout=timeout + 60)
+
+
+@contextlib.contextmanager
+def _deadline(where: str, seconds: int) -> Iterator[None]:
+    """Ends this process, with the reason, where the body takes longer: JAX would abort it with a stack trace of C++."""
+
+    def end() -> None:
+        os.write(
+            2,
+            f"error: this process did not meet the others at {where} within {seconds} s: start all processes together, and let "
+            "the address be that of process 0 and reachable from all\n".encode(),
+        )
+        os._exit(2)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
     try:
-        jax.distributed.initialize(coordinator, processes, process, initialization_timeout=timeout)
-    except (RuntimeError, ValueError, OSError) as error:
-        where = coordinator or f"the coordinator that {found} names"
-        raise UserError(
-            f"process {process if process is not None else ''} did not meet the others at {where} within {timeout} s "
-            f"({str(error).splitlines()[0][:200]}): start all processes together, and let this address be that of process 0 "
-            "and reachable from all"
-        ) from error
+        yield
+    finally:
+        timer.cancel()
 
 
 def first_process() -> bool:

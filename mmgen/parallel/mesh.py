@@ -122,11 +122,14 @@ def on_host(tree: Tree) -> Tree:
     return jax.tree.map(whole, tree)
 
 
+def describe_mesh(mesh: Mesh) -> str:
+    return f"{mesh.size} devices ({mesh.devices.flat[0].device_kind}), mesh {_text(mesh.shape.values())}"
+
+
 def table(mesh: Mesh, parts: dict[str, Tree]) -> str:
     """Processes, devices, mesh, and the bytes of each part of the state on one device."""
-    kind = mesh.devices.flat[0].device_kind
     lines = [
-        f"  {jax.process_count()} processes, {mesh.size} devices ({kind}), mesh {_text(mesh.shape.values())}",
+        f"  {jax.process_count()} processes, {describe_mesh(mesh)}",
         *(f"  {name:<12}{bytes_each(tree) / 2**20:>12.2f} MiB on each device" for name, tree in parts.items()),
     ]
     return "\n".join(lines)

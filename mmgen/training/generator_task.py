@@ -24,10 +24,11 @@ from mmgen_tokenizers.progress import Counter
 
 from mmgen.config import Data, Experiment, GeneratorTask, TokenShards
 from mmgen.data import Source
-from mmgen.data.text import FILE, TextTokenizer
+from mmgen.data.text import FILE, TextTokenizer, empty_prompt
 from mmgen.generator import Generator
 from mmgen.model import transformer
 from mmgen.model.config import ClassCondition, FeatureCondition, NextScale, RandomOrder, TextCondition
+from mmgen.model.flops import training_operations
 from mmgen.model.inputs import adopt
 from mmgen.model.layers import compute_dtype
 from mmgen.model.orders import draw_orders, in_orders
@@ -46,12 +47,16 @@ SHOWN = 16  # pictures of a preview
 class GeneratorTraining:
     """params and weights are those of `mmgen.model.transformer.init`; no extra."""
 
-    def __init__(self, experiment: Experiment, folder: Path):
+    def __init__(self, experiment: Experiment, folder: Path | None):
+        if isinstance(experiment.task.model.condition, FeatureCondition):
+            raise UserError("models conditioned on features are loaded and sampled from, not trained: use TextCondition")
         self.experiment, self.config, self.folder = experiment, experiment.task.model, folder
         self.dtype = compute_dtype(experiment.compute_dtype)
-        self.tokenizer = _tokenizer(experiment.task.tokenizer, folder)
+        unused = folder is None and isinstance(experiment.data.source, TokenShards)
+        self.tokenizer = None if unused else _tokenizer(experiment.task.tokenizer, folder)
         self.frozen = {"tokenizer": self.tokenizer.params} if self.tokenizer else {}
         self.unit = ("tokens", self.config.layout.sites * self.config.layout.groups)
+        self.operations = training_operations(self.config)
         self.generator: Generator | None = None
         self.exported: set[Path] = set()
 
@@ -95,7 +100,7 @@ class GeneratorTraining:
         _check_names(self.source, self.held_out)
         _check_codes(self.config.plan, experiment.task.tokenizer, self.tokenizer)
         _check_frozen(experiment.task)
-        _ = self.text  # learned now, not within a traced step
+        _ = self.text  # learned now, before the first batch
 
     def optimizer(self, experiment: Experiment) -> optax.GradientTransformation:
         update = adamw(experiment.optimizer, experiment.steps, decayed(transformer.axes(self.config)))
@@ -103,7 +108,7 @@ class GeneratorTraining:
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         params = transformer.init(self.config, key)
-        if isinstance(self.config.plan, NextScale):
+        if isinstance(self.config.plan, NextScale) and self.tokenizer:
             params = adopt(self.config, params, self.tokenizer.params["quantizer"])
         return params, {}
 
@@ -164,7 +169,7 @@ class GeneratorTraining:
         null = jax.random.bernoulli(key, self.experiment.task.condition_dropout, (rows,))
         if "label" in batch:
             return {**batch, "label": jnp.where(null, self.config.condition.classes, batch["label"])}
-        ids, valid = self.text.encode([""], self.config.condition.length)
+        ids, valid = empty_prompt(self.config.condition.length)
         prompt = jnp.where(null[:, None], ids, batch["prompt"])
         return {**batch, "prompt": prompt, "prompt_valid": jnp.where(null[:, None], valid, batch["prompt_valid"])}
 
@@ -192,6 +197,19 @@ class GeneratorTraining:
             raise UserError(NO_CAPTION)
         ids, valid = self.text.encode(batch["text"], self.config.condition.length, warn=False)
         return given | {"prompt": ids, "prompt_valid": valid}
+
+    def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
+        rows, c, size = self.experiment.batch, self.config, self.experiment.data.size
+        groups = (c.layout.groups,) if c.layout.groups > 1 else ()
+        ids = {"ids": jax.ShapeDtypeStruct((rows, c.layout.sites, *groups), jnp.int32)}
+        image = {"image": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8)}
+        given = ids if isinstance(self.experiment.data.source, TokenShards) else image
+        if isinstance(c.condition, ClassCondition):
+            return given | {"label": jax.ShapeDtypeStruct((rows,), jnp.int32)}
+        prompt = (rows, c.condition.length)
+        return given | {
+            "prompt": jax.ShapeDtypeStruct(prompt, jnp.int32), "prompt_valid": jax.ShapeDtypeStruct(prompt, bool),
+        }  # fmt: skip
 
     def preview(self, weights: Tree, folder: Path, step: int) -> None:
         """Samples for the same conditions every time, with the recommended settings."""
@@ -252,10 +270,10 @@ def _within(name: str, part: str) -> bool:
     return name == part or name.startswith(f"{part}.")
 
 
-def _tokenizer(given: str | None, folder: Path) -> mt.Tokenizer | None:
+def _tokenizer(given: str | None, folder: Path | None) -> mt.Tokenizer | None:
     """The tokenizer that the experiment names; a run that has begun uses its own copy."""
-    copy_of_it = folder / "export" / "tokenizer"
-    if given is None or (copy_of_it / "config.json").is_file():
+    copy_of_it = folder and folder / "export" / "tokenizer"
+    if given is None or (copy_of_it and (copy_of_it / "config.json").is_file()):
         return None if given is None else mt.load(copy_of_it)
     try:
         return mt.load(given)
@@ -285,11 +303,9 @@ def _same(expected: TokenLayout, found: TokenLayout, what: str) -> None:
         raise UserError(f"{what} gives {found}, the model expects {expected}: set task.model.layout to match")
 
 
-def _check_condition(condition: ClassCondition | TextCondition | FeatureCondition, data: Data, source: Source) -> None:
+def _check_condition(condition: ClassCondition | TextCondition, data: Data, source: Source) -> None:
     """Raises UserError where the data lack what the model is conditioned on."""
     has, where = source[0].keys(), f"the data ({data.source})"
-    if isinstance(condition, FeatureCondition):
-        raise UserError("models conditioned on features are loaded and sampled from, not trained: use TextCondition")
     if isinstance(condition, TextCondition) and "text" not in has:
         raise UserError(f"the model reads prompts, and {where} have no captions (metadata.jsonl with file_name and text)")
     if isinstance(condition, ClassCondition) and "label" not in has:

@@ -1,6 +1,6 @@
 """The training loop: steps, and what happens between them. Started again in the same folder, it continues by itself.
 
-RUN/ experiment.json  metrics.jsonl  tensorboard/  checkpoints/  previews/  export/  .lock
+RUN/ experiment.json  metrics.jsonl  tensorboard/  checkpoints/  previews/  export/  profile/  .lock
 """
 
 import shutil
@@ -23,6 +23,7 @@ from mmgen.config import Experiment
 from mmgen.parallel.distributed import first_process, in_turn
 from mmgen.parallel.mesh import feed, mesh_of, on_all, on_host, table, under
 from mmgen.training.checkpoint import Checkpoints
+from mmgen.training.clock import Clock, Profile
 from mmgen.training.exports import STEP, Exports, write_export
 from mmgen.training.lock import locked
 from mmgen.training.metrics import read_metrics
@@ -44,8 +45,9 @@ class Result:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def train(experiment: Experiment, out: str | Path | None = None) -> Result:
-    """Trains until `experiment.steps`; `out` is the run folder (None: runs/tokenizer or runs/generator).
+def train(experiment: Experiment, out: str | Path | None = None, profile: tuple[int, int] | None = None) -> Result:
+    """Trains until `experiment.steps`; `out` is the run folder (None: runs/tokenizer or runs/generator). `profile`: the first
+    and the last of the steps of which RUN/profile gets a trace for xprof.
 
     A run that was stopped or killed continues from its last complete checkpoint, with the losses of a run that was never
     stopped. SIGINT and SIGTERM save and raise SystemExit. Raises UserError at a non-finite loss, at a full disk, and when
@@ -63,7 +65,7 @@ def train(experiment: Experiment, out: str | Path | None = None) -> Result:
                 claim(folder, experiment)
             task = tasks.make(experiment, folder)
             task.check()
-        return fit(experiment, task, folder, task.training_batches, task.validation_batches)
+        return fit(experiment, task, folder, task.training_batches, task.validation_batches, profile)
 
 
 def claim(folder: Path, experiment: Experiment) -> None:
@@ -101,8 +103,10 @@ def fit(
     folder: Path,
     training_batches: Callable[[int], Iterator[dict]],
     validation_batches: Callable[[], Iterable[dict]] | None = None,
+    profile: tuple[int, int] | None = None,
 ) -> Result:
     """The loop itself. `training_batches(k)` gives the batches k, k + 1, ...; what a task is stands in tasks.py."""
+    clock = Clock()
     optimizer, mesh = task.optimizer(experiment), mesh_of(experiment)
     checkpoints = Checkpoints(folder / "checkpoints", experiment.keep)
     state = starting_state(experiment, task, optimizer, checkpoints, mesh)
@@ -120,14 +124,20 @@ def fit(
             stop.hear(answer)
 
     exports = Exports(task, folder / "export")
-    report = Report(experiment, task, folder, checkpoints, start)
-    with full_disk(folder), Stop(mesh) as stop, report, checkpoints, exports:
+    report = Report(experiment, task, folder, checkpoints, start, clock)
+    trace = Profile(profile, folder / "profile")
+    with full_disk(folder), Stop(mesh) as stop, report, checkpoints, exports, trace:
         report.say(f"{folder}: {describe(state)}, {beginning(start, experiment.steps)}")
         if mesh is not None:
             report.say(table(mesh, {"parameters": state.params, "optimizer": state.opt_state, "averaged": state.ema}))
         batches = training_batches(start) if start < experiment.steps else ()
-        for done, batch in zip(range(start + 1, experiment.steps + 1), batches, strict=False):
-            state, metrics = step(state, frozen, feed(mesh, task.prepare(batch)))
+        for done, batch in zip(range(start + 1, experiment.steps + 1), clock.waits("data", batches), strict=False):
+            trace.before(done, state)
+            with jax.profiler.StepTraceAnnotation("train", step_num=done):
+                state, metrics = step(state, frozen, feed(mesh, task.prepare(batch)))
+            trace.after(done, state)
+            if done == start + 1:
+                clock.began()
             in_flight.append((done, metrics, stop.tell()))
             settle(AHEAD)
 
@@ -144,15 +154,18 @@ def fit(
             figures = {}
             if validates:
                 inputs = (feed(mesh, task.prepare(batch)) for batch in validation_batches())
-                figures = validate(validation_step, weights, state.extra, frozen, inputs)
+                with clock.spend("validation"):
+                    figures = validate(validation_step, weights, state.extra, frozen, inputs)
                 report.write(done, figures)
-            if mesh is not None and (saves or previews):
-                weights = on_host(weights)
-            if saves:
-                checkpoints.save(state, to_json(experiment), figures.get("validation/loss"))
-                exports.start(weights, done)
-            if previews and first_process():
-                task.preview(weights, folder / "previews", done)
+            with clock.spend("checkpoint"):
+                if mesh is not None and (saves or previews):
+                    weights = on_host(weights)
+                if saves:
+                    checkpoints.save(state, to_json(experiment), figures.get("validation/loss"))
+                    exports.start(weights, done)
+            with clock.spend("preview"):
+                if previews and first_process():
+                    task.preview(weights, folder / "previews", done)
             report.pace.rest()
             if stopped:
                 checkpoints.wait()

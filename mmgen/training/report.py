@@ -11,8 +11,10 @@ import numpy as np
 from mmgen_tokenizers.errors import UserError
 
 from mmgen.config import Experiment
+from mmgen.parallel.chips import chip_of
 from mmgen.parallel.distributed import first_process
 from mmgen.training.checkpoint import Checkpoints
+from mmgen.training.clock import Clock
 from mmgen.training.metrics import MetricsLog, Progress
 
 
@@ -24,10 +26,11 @@ def due(step: int, every: int) -> bool:
 class Report:
     """Figures of a run; `say` adds a line for the reader."""
 
-    def __init__(self, experiment: Experiment, task, folder: Path, checkpoints: Checkpoints, start: int):
+    def __init__(self, experiment: Experiment, task, folder: Path, checkpoints: Checkpoints, start: int, clock: Clock):
         self._experiment, self._checkpoints = experiment, checkpoints
         self._unit, per_row = task.unit
-        self._per_step = experiment.batch * per_row
+        self._per_step, self._clock = experiment.batch * per_row, clock
+        self._peaks = _share_of_peak(experiment, task)
         self._log = MetricsLog(folder, start) if first_process() else None
         self._progress = Progress(experiment.steps, self._unit, silent=not first_process())
         self.say = self._progress.say
@@ -52,7 +55,8 @@ class Report:
             figures = {name: float(value) for name, value in metrics.items()}
             if seconds:
                 figures[f"{self._unit}_per_second"] = self._per_step / seconds
-            self._write(step, figures)
+                figures |= {name: share / seconds for name, share in self._peaks.items()}
+            self._write(step, figures | self._clock.figures())
             self._progress.show(step, figures["loss"], self._per_step / seconds if seconds else 0.0, seconds)
 
     def write(self, step: int, figures: dict[str, float]) -> None:
@@ -72,6 +76,17 @@ class Report:
             f"step {step} is not finite (loss {metrics['loss']}, gradient norm {metrics['grad_norm']}); {kept}. "
             "Start a new run with a lower learning rate (--optimizer.schedule.peak), a longer warm-up or a smaller clip"
         )
+
+
+def _share_of_peak(experiment: Experiment, task) -> dict[str, float]:
+    """Seconds that the operations of a step would take at the devices' peak for bfloat16, by accounting: a second of them in a
+    step of two is an MFU of 1/2. Empty where the device or the model has no figures."""
+    chip = chip_of(jax.devices()[0].device_kind)
+    if chip is None or task.operations is None:
+        return {}
+    peak = jax.device_count() * chip.peak * 1e12
+    causal, full = (experiment.batch * operations / peak for operations in task.operations)
+    return {"mfu": causal, "mfu_full": full}
 
 
 class Pace:

@@ -21,6 +21,7 @@ class Task(Protocol):
     """Methods with jax.Array arguments are pure and run under jit; the others run on the host."""
 
     unit: tuple[str, int]  # what is counted per second, and how many of them a row of the batch has
+    operations: tuple[int, int] | None  # of a step for one row, causal and full (model/flops.py); None: there is no formula
     frozen: Tree  # networks that are used but not trained: arguments of the step, not part of the state
 
     def check(self) -> None:
@@ -30,6 +31,9 @@ class Task(Protocol):
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         """params and extra."""
+
+    def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What `prepare` gives, for the whole batch; no data are opened."""
 
     def axes(self, params: Tree, mesh: Mesh) -> Tree:
         """Logical axes (parallel/rules.py) of every parameter: a tree of tuples of names."""
@@ -63,8 +67,9 @@ class Task(Protocol):
         """Writes the form that is loaded; runs in another thread while training goes on, so `weights` are on the host."""
 
 
-def make(experiment: Experiment, folder: Path) -> Task:
-    """The task of an experiment whose run folder is `folder`; its data are opened when they are first needed."""
+def make(experiment: Experiment, folder: Path | None) -> Task:
+    """The task of an experiment whose run folder is `folder`; its data are opened when they are first needed. None: to compile
+    its step, which takes no data."""
     if isinstance(experiment.task, TokenizerTask):
         from mmgen.training.tokenizer_task import TokenizerTraining
 

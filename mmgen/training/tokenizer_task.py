@@ -36,6 +36,7 @@ class TokenizerTraining:
     restart from]}."""
 
     unit = ("pictures", 1)
+    operations = None
 
     def __init__(self, experiment: Experiment):
         self.experiment, self.config, self.losses = experiment, experiment.task.model, experiment.task.losses
@@ -159,6 +160,10 @@ class TokenizerTraining:
 
     def prepare(self, batch: dict) -> Tree:
         return {"image": batch["image"]}
+
+    def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
+        size = self.config.image_size
+        return {"image": jax.ShapeDtypeStruct((self.experiment.batch, size, size, 3), jnp.uint8)}
 
     def preview(self, weights: Tree, folder: Path, step: int) -> None:
         """Originals above their reconstructions."""

@@ -1,11 +1,15 @@
 """`mmgen sample`: what is drawn, and the files that are written."""
 
 import json
+import signal
+import subprocess
+import sys
 import types
 
 import numpy as np
 import pytest
 from mmgen_tokenizers.errors import UserError
+from mmgen_tokenizers.pictures import to_uint8
 from PIL import Image
 
 import mmgen
@@ -90,13 +94,86 @@ def test_parallel_decoders_draw_the_same_pictures(class_folder, tmp_path, capsys
     assert len(np.unique(ids[0])) > 3
 
 
-def test_a_stopped_job_leaves_no_half_array(class_folder, tmp_path, monkeypatch):
-    def stop(*_, **__):
-        raise KeyboardInterrupt
+KILLED = """
+import os, signal, sys
+import mmgen
+from mmgen.cli import main as cli
+draw, calls = mmgen.Generator.generate, []
+def generate(*args, **options):
+    calls.append(0)
+    return draw(*args, **options) if len(calls) < 3 else os.kill(os.getpid(), signal.SIGKILL)
+mmgen.Generator.generate, mmgen.Generator.rows_at_once = generate, 2
+cli.main(sys.argv[1:])
+"""
 
-    monkeypatch.setattr(mmgen.Generator, "generate", stop)
-    assert cli.main(["sample", str(class_folder), "--npz", str(tmp_path / "a.npz")]) == 130
-    assert not list(tmp_path.iterdir())
+
+@pytest.fixture
+def pieces(monkeypatch) -> "Pieces":
+    """Pictures come two by two; the first index of each piece that is drawn. `pieces.stop`: where ctrl-C comes."""
+    generate, pieces = mmgen.Generator.generate, Pieces()
+
+    def counted(*args, **options):
+        pieces.append(options["first_index"])
+        if pieces[-1] == pieces.stop:
+            raise KeyboardInterrupt
+        return generate(*args, **options)
+
+    monkeypatch.setattr(mmgen.Generator, "generate", counted)
+    monkeypatch.setattr(mmgen.Generator, "rows_at_once", 2)
+    return pieces
+
+
+class Pieces(list):
+    stop = None
+
+
+def contents(folder) -> dict[str, bytes | list[bytes]]:
+    """Of all files, the arrays of archives (which hold the time) in their place."""
+    arrays = {p.name: [array.tobytes() for array in np.load(p).values()] for p in folder.glob("*.npz")}
+    return arrays | {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.*") if p.suffix != ".npz"}
+
+
+@pytest.mark.parametrize("how", ["ctrl-C", "SIGKILL"])
+def test_a_stopped_job_goes_on_with_the_same_pictures(text_folder, tmp_path, pieces, how):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(["a red circle", "a blue square", "a red square"] * 3))
+
+    def job(folder, seed=3) -> list[str]:
+        sinks = {"--out": folder / "pictures", "--npz": folder / "all.npz", "--tokens": folder / "ids.npz"}
+        asked = ["--prompts", prompts, "--seed", seed, "--temperature", 9]
+        return ["sample", *map(str, [text_folder, *asked, *(word for pair in sinks.items() for word in pair)])]
+
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert cli.main(job(whole)) == 0 and pieces == [0, 2, 4, 6, 8]
+    if how == "ctrl-C":
+        pieces.stop = 4
+        assert cli.main(job(stopped)) == 130
+        pieces.stop = None
+    else:
+        assert subprocess.run([sys.executable, "-c", KILLED, *job(stopped)]).returncode == -signal.SIGKILL
+    assert len(list(stopped.glob("pictures/*.png"))) == 4 and not (stopped / "all.npz").exists()
+    (stopped / "pictures" / "00003.png").unlink()  # as if the disk had lost it: its piece is drawn again
+    pieces.clear()
+    assert cli.main(job(stopped)) == 0 and pieces == [2, 4, 6, 8]
+    assert contents(stopped) == contents(whole)
+    assert len(set(contents(whole)["all.npz"][0])) > 50
+    pieces.clear()
+    assert cli.main(job(stopped, seed=4)) == 0 and pieces == [0, 2, 4, 6, 8]
+    assert contents(stopped).keys() == contents(whole).keys() and contents(stopped) != contents(whole)
+
+
+def test_another_job_does_not_go_on_with_a_stopped_one(class_folder, tmp_path, pieces):
+    asked = ["sample", str(class_folder), "--num", "5", "--temperature", "9", "--npz", str(tmp_path / "a.npz")]
+    pieces.stop = 4
+    assert cli.main([*asked, "--seed", "1"]) == 130
+    assert {p.name for p in tmp_path.iterdir()} == {"a.npz.part", "a.npz.part.json"}
+    pieces.stop = 2
+    assert cli.main([*asked, "--seed", "2"]) == 130
+    pieces.stop = None
+    assert cli.main([*asked, "--seed", "2"]) == 0 and pieces == [0, 2, 4, 0, 2, 2, 4]
+    expected = mmgen.load(class_folder).generate(labels=[0, 1, 2, 0, 1], seed=2, temperature=9.0, first_index=0).images
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npz")["arr_0"], to_uint8(expected))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def calls(monkeypatch):
     import mmgen.training.loop
 
     made = []
-    monkeypatch.setattr(mmgen.training.loop, "train", lambda experiment, out: made.append((experiment, out)))
+    monkeypatch.setattr(mmgen.training.loop, "train", lambda *given: made.append(given))
     return made
 
 
@@ -40,8 +40,15 @@ def test_fields_are_told_apart_from_flags():
 
 def test_train_runs_the_file_with_its_fields_changed(file, calls):
     assert cli.main(["train", str(file), "--data.size", "64", "--steps", "7"]) == 0
-    [(experiment, out)] = calls
-    assert (experiment.data.size, experiment.steps, str(out)) == (64, 7, "runs/birds_small")
+    [(experiment, out, profile)] = calls
+    assert (experiment.data.size, experiment.steps, str(out), profile) == (64, 7, "runs/birds_small", None)
+
+
+def test_the_steps_of_a_trace(file, calls, capsys):
+    assert cli.main(["train", str(file), "--profile", "10:13"]) == 0 and calls[0][2] == (10, 13)
+    for wrong in ("10", "13:10", "0:3", "a:b"):
+        assert cli.main(["train", str(file), "--profile", wrong]) == 2
+        assert f"--profile {wrong}: name the first and the last step, such as 10:13" in capsys.readouterr().err
 
 
 def test_out_names_the_run(file, calls):

@@ -67,6 +67,7 @@ def test_cached_logits_equal_the_full_forward_at_every_site(name, monkeypatch):
     empty = autoregressive.empty_cache
     monkeypatch.setattr(autoregressive, "empty_cache", poisoned)
     monkeypatch.setattr(autoregressive, "target", spy)
+    monkeypatch.setattr(autoregressive, "PIECE", 4 if name == "raster" else 128)
     gen = generator(name)
     plan = transformer.build_plan(c)
     out = gen.generate(labels=[2, 0], guidance=2 + np.arange(plan.times), seed=3)  # so that the factor tells the time
@@ -116,6 +117,14 @@ def test_same_seed_same_picture_in_any_batch_and_chunk(raster_generator, monkeyp
     assert (gen.generate(labels=labels, num=3, guidance=2.0, seed=2).tokens != whole).any()
 
 
+def test_a_growing_cache_changes_no_token(raster_generator, monkeypatch):
+    monkeypatch.setattr(autoregressive, "PIECE", 4)
+    grown = generator("raster")
+    assert [segment.room for segment in grown._decoder.segments] == [1, 4, 8, 12]
+    asked = {"labels": [0, 1, 2, 1], "seed": 1, "guidance": 2.0, "temperature": 2.0}
+    np.testing.assert_array_equal(grown.generate(**asked).tokens, raster_generator.generate(**asked).tokens)
+
+
 def test_few_sizes_are_compiled():
     gen = generator("raster")
     for rows in range(1, 9):
@@ -156,28 +165,28 @@ def test_padding_of_a_prompt_changes_nothing():
     np.testing.assert_allclose(*logits, rtol=2e-5, atol=2e-5)
 
 
-def greedy(c: GeneratorConfig, params: dict, batch: dict, pieces: tuple[int, ...] = ()) -> np.ndarray:
+def greedy(c: GeneratorConfig, params: dict, batch: dict, every: int = 0) -> np.ndarray:
     """Tokens of greedy decoding without guidance: in one go, or in calls of so many steps."""
     decoder, rows = autoregressive.Autoregressive(c, jnp.float32), len(next(iter(batch.values())))
     settings, which = autoregressive.Settings(jnp.ones(decoder.plan.times), 1.0, 1.0), Filter(False, 1, False)
     weights, key = autoregressive.decode_params(c, params, jnp.float32), jax.random.key(0)
-
-    @jax.jit
-    def advance(carry, steps=None):
-        return decoder.advance(weights, carry, batch, key, settings, which, steps)
-
-    carry = decoder.start(batch, rows, jnp.arange(rows))
-    for steps in pieces:
-        carry = advance(carry, steps)
-    assert advance._cache_size() <= 1, "one program serves every number of steps"
-    return np.asarray((carry if pieces else advance(carry)).tokens[:, :-1])
+    request = autoregressive.Request(weights, batch, jnp.arange(rows), key, settings, which)
+    if not every:
+        return np.asarray(jax.jit(lambda: decoder.decode(request)[0])())
+    continued = jax.jit(lambda carry, steps, stage: decoder.continued((request,), carry, steps, stage), static_argnums=2)
+    carry = decoder.opened((request,))
+    for time in range(0, decoder.plan.times, every):
+        for stage, steps in decoder.stages(time, every):
+            carry = continued(decoder.grown(carry, stage), steps, stage)
+    assert continued._cache_size() == len(decoder.segments), "one program serves every number of steps"
+    return np.asarray(decoder.seen(carry)[0])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_decoding_in_pieces_gives_the_same_tokens(name):
     c = CONFIGS[name]
     params, batch = plans.parameters(c), {"label": np.array([2, 0])}
-    assert (greedy(c, params, batch, pieces=(1, 3, 2, 100)) == greedy(c, params, batch)).all()
+    assert (greedy(c, params, batch, every=3) == greedy(c, params, batch)).all()
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -185,7 +185,7 @@ def test_what_cannot_be_streamed_is_refused(raster, monkeypatch):
         generator(masked).generate(labels=[0], decoder="jacobi", window=2)
 
 
-@pytest.mark.parametrize(("options", "slots"), [({}, 13), (JACOBI, 15)])
+@pytest.mark.parametrize(("options", "slots"), [({}, 12), (JACOBI, 15)])
 def test_the_loop_copies_no_cache(options, slots, monkeypatch):
     """Read from the optimised program; what stands in its entry computation runs once."""
     gen, lowered, jit = generator(RASTER), [], jax.jit

@@ -60,7 +60,9 @@ def test_a_tokenizer_that_loses_everything():
 
 
 def test_prompts_are_different_combinations_of_the_test_split():
-    asked = [scenes.parse(caption) for caption in shapes.samples(drawing(right), 256).captions]
+    captions = shapes.samples(drawing(right), 256).captions
+    assert shapes.samples(drawing(right), 64, first=192).captions == captions[192:]
+    asked = [scenes.parse(caption) for caption in captions]
     assert len(set(asked)) == 256
     assert set(asked) <= set(scenes.combinations("test"))
     assert {len(said.things) for said in asked} == {1, 2, 3}

@@ -22,7 +22,7 @@ from models import generator_experiment, tokenizer_experiment, write_shards
 import mmgen
 from mmgen.config import Data, Experiment, TokenShards
 from mmgen.model.config import BlockConfig
-from mmgen.parallel import distributed
+from mmgen.parallel import distributed, hlo
 from mmgen.parallel.mesh import feed, make_mesh, on_all, on_host, under
 from mmgen.parallel.rules import bytes_each
 from mmgen.training import loop, tasks
@@ -66,7 +66,8 @@ class Miniature:
         self.batches = [self.batch(start) for start in range(STEPS)]
         self.frozen = on_all(self.mesh, self.task.frozen)
         inputs = self.like, self.frozen, self.batches[0]
-        self.compiled = under(self.mesh, lambda: self.step.lower(*inputs).compile())()
+        self.traced = under(self.mesh, self.step.trace)(*inputs)
+        self.compiled = under(self.mesh, lambda: self.traced.lower().compile())()
 
     def batch(self, start: int):
         return feed(self.mesh, self.task.prepare(next(self.task.training_batches(start))))
@@ -103,7 +104,9 @@ def compared(experiment: Experiment, folder: Path, shapes: list) -> dict:
                 checkpoints.save(state, {}, None)
         state, last = miniature.run(state, STEPS - 2)
         found[str(shape)] |= {"figures": figures + more + last, "ema": flat(state.ema)}
-        found[str(shape)]["gathers"] = gathers(miniature.compiled.as_text())
+        text = miniature.compiled.as_text()
+        found[str(shape)] |= {"gathers": gathers(text), "collectives": hlo.collectives(text)}
+        found[str(shape)]["operations"] = hlo.operations(miniature.traced.jaxpr.jaxpr)
         if shape in RESTORED:
             RUNNING[shape] = miniature
     return found

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from miniatures import GENERATOR, ONE, RESTORED, SAVED, TOKENIZER
+from miniatures import GENERATOR, ONE, RESTORED, SAVED, TOKENIZER, generator
 
+from mmgen.model.flops import training_operations
 from mmgen.training.metrics import read_metrics
 
 SCRIPT = Path(__file__).parent / "miniatures.py"
@@ -31,7 +32,7 @@ def found(tmp_path_factory):
     command = [sys.executable, SCRIPT, "meshes", folder]
     done = subprocess.run(command, env=environment(4), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout) | {"stderr": done.stderr}
+    return json.loads(done.stdout) | {"stderr": done.stderr, "folder": str(folder)}
 
 
 def far(a: list[float], b: list[float]) -> float:
@@ -67,6 +68,24 @@ def test_fsdp_gathers_parameters_one_layer_at_a_time(found):
     assert not [shape for shape in shapes if len(shape) > 2 and shape[0] == 2]
     assert "nvoluntary full rematerialization" not in found["stderr"]
     assert not found["generator"]["(4, 1, 1, 1)"]["gathers"]
+
+
+def test_operations_are_those_of_the_formula_on_every_mesh(found):
+    """By hand: 3 (forward, and two backward) x 2 x rows x slots x the matrices, and attention's two products."""
+    rows, slots, D, F, V = 8, 4, 16, 8, 32
+    layer = slots * (4 * D * D + 3 * D * F) + 2 * slots * slots * D
+    by_hand = 3 * 2 * rows * (2 * layer + slots * D * V)
+    assert {run["operations"] for run in found["generator"].values()} == {by_hand}
+    assert rows * training_operations(generator(Path(found["folder"])).task.model).full == by_hand
+
+
+def test_collectives_are_those_of_the_mesh(found):
+    """On fsdp 4, each of both layers gathers its weights once for each direction: three quarters come from others."""
+    runs, layer = found["generator"], 4 * (4 * 16 * 16 + 3 * 16 * 8)
+    assert runs[str(ONE)]["collectives"] == {}
+    assert set(runs["(4, 1, 1, 1)"]["collectives"]) == {"all-reduce"}
+    count, received = runs["(1, 4, 1, 1)"]["collectives"]["all-gather"]
+    assert count >= 2 * 2 * 7 and 2 * 2 * layer * 3 / 4 <= received < 2 * (2 * 2 * layer * 3 / 4)
 
 
 @pytest.mark.parametrize("shape", RESTORED, ids=str)

@@ -20,6 +20,7 @@ class Regression:
     """Finds TRUTH; its gradient depends on the step's key, so that a resumed run shows a wrong one."""
 
     unit = ("rows", 1)
+    operations = (1000, 1500)
     frozen = {"scale": np.float32(1.0)}
 
     def __init__(self, noise: float = 0.01, broken_at: int = -1):

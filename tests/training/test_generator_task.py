@@ -18,7 +18,7 @@ import mmgen
 from mmgen import config
 from mmgen.config import Data, ImageFolder, Shapes, overrides
 from mmgen.data import shapes
-from mmgen.data.text import TextTokenizer
+from mmgen.data.text import TextTokenizer, empty_prompt
 from mmgen.model import transformer
 from mmgen.model.config import BlockConfig, ClassCondition, Dropout, FeatureCondition, GeneratorConfig, NextScale, TextCondition
 from mmgen.training import generator_task, loop
@@ -44,7 +44,11 @@ def shards(tmp_path_factory):
 
 
 def batch_of(task) -> dict:
-    return task.prepare(next(task.training_batches(0)))
+    """Of the shapes and types that `inputs` tells before there are data."""
+    batch = task.prepare(next(task.training_batches(0)))
+    told = {name: (x.shape, x.dtype) for name, x in task.inputs().items()}
+    assert told == {name: (x.shape, x.dtype) for name, x in batch.items()}
+    return batch
 
 
 def test_labels_are_dropped_at_the_asked_rate(shards, tmp_path):
@@ -58,6 +62,7 @@ def test_prompts_become_the_empty_prompt(tokenizer_folder, tmp_path):
     task = GeneratorTraining(generator_experiment(SHAPES, TEXT, str(tokenizer_folder), dropout=0.5), tmp_path)
     batch = task.with_ids(task.frozen, batch_of(task))
     ids, valid = task.text.encode([""], TEXT.length)
+    np.testing.assert_array_equal(np.stack([ids, valid]), np.stack(empty_prompt(TEXT.length)))
     out = task.drop_condition(batch, jax.random.key(3))
     null = (np.asarray(out["prompt"]) == ids).all(1)
     assert 0 < null.sum() < 4

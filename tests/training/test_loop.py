@@ -19,7 +19,8 @@ import pytest
 from mmgen_tokenizers.errors import UserError, is_full_disk
 from regression import Regression, batches, experiment, run, validation
 
-from mmgen.training import checkpoint, loop
+from mmgen.parallel import chips
+from mmgen.training import checkpoint, clock, loop, report
 from mmgen.training.metrics import MetricsLog, read_metrics
 from mmgen.training.state import TrainState
 
@@ -54,6 +55,37 @@ def test_run_folder(reference):
     assert steps_in(folder)[-2:] == [15, 20]
     entry = next(entry for entry in read_metrics(folder) if entry["step"] == 20)
     assert entry.keys() >= {"loss", "grad_norm", "learning_rate", "rows_per_second", "seconds"}
+    spent = {name: entry[f"seconds/{name}"] for name in ("start", "data", "validation", "checkpoint", "preview")}
+    assert entry["goodput"] == pytest.approx(1 - sum(spent.values()) / entry["seconds"], abs=0.2) and min(spent.values()) > 0
+
+
+def test_where_the_time_went(monkeypatch):
+    now = iter([0.0, 5.0, 5.0, 7.0, 8.0, 12.0, 12.0, 12.5, 20.0])
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: next(now))
+    run_clock = clock.Clock()
+    run_clock.began()
+    assert list(run_clock.waits("data", [1])) == [1]
+    with run_clock.spend("checkpoint"):
+        pass
+    found = run_clock.figures()
+    assert found == {"goodput": 1 - 11.5 / 20, "seconds/start": 5.0, "seconds/data": 6.0, "seconds/checkpoint": 0.5}
+
+
+def test_mfu_goes_by_the_peak_of_all_devices(tmp_path, monkeypatch):
+    chip = chips.Chip(("cpu",), memory=1, peak=2e-6, bandwidth=1, link=1)  # TFLOP/s; a row has 1000 operations, or 1500
+    monkeypatch.setattr(report, "chip_of", lambda kind: chip)
+    entry = next(entry for entry in read_metrics(run(tmp_path, steps=3).folder) if entry["step"] == 3)
+    assert entry["mfu"] == pytest.approx(entry["rows_per_second"] * 1000 / 2e6)
+    assert entry["mfu_full"] == pytest.approx(1.5 * entry["mfu"])
+
+
+def test_a_trace_of_some_steps(tmp_path):
+    chosen = experiment(steps=6, every_validate=0)
+    loop.claim(tmp_path, chosen)
+    loop.fit(chosen, Regression(), tmp_path, batches, profile=(3, 4))
+    (path,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    events = [e for plane in jax.profiler.ProfileData.from_file(str(path)).planes for line in plane.lines for e in line.events]
+    assert {dict(event.stats)["step_num"] for event in events if event.name == "train"} == {3, 4}
 
 
 def test_resumed_losses_are_bitwise_those_of_the_run_never_stopped(reference, tmp_path):

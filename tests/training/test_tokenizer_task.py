@@ -27,7 +27,9 @@ ADVERSARIAL = mt.TokenizerLosses(l1=1.0, adversarial=0.5, adversarial_start=10, 
 def prepared(experiment):
     task = TokenizerTraining(experiment)
     params, extra = jax.jit(task.init)(jax.random.key(0))
-    return task, params, extra, task.prepare(next(task.training_batches(0)))
+    batch = task.prepare(next(task.training_batches(0)))
+    assert {name: (x.shape, x.dtype) for name, x in task.inputs().items()} == {n: (x.shape, x.dtype) for n, x in batch.items()}
+    return task, params, extra, batch
 
 
 @pytest.fixture(scope="module")

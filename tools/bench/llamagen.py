@@ -12,17 +12,14 @@ import argparse
 import contextlib
 import io
 import json
-import platform
 import sys
 import tempfile
-import time
 from dataclasses import replace
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import jax
 import numpy as np
+from common import best_of, matmul_rate, report, write
 from mmgen_tokenizers.shards import ShardWriter
 
 from mmgen.config import Data, Experiment, GeneratorTask, TokenShards
@@ -35,24 +32,6 @@ from mmgen.training.state import initial_state
 from mmgen.training.step import make_step
 
 TOKENS, GUIDANCE = 256, 2.0
-
-
-def best_of(run, repeats: int) -> float:
-    """Seconds of the fastest call, after one that is not counted."""
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def matmul_rate(size: int = 2048) -> float:
-    """GFLOP/s of a square product."""
-    a = jax.random.normal(jax.random.key(0), (size, size))
-    f = jax.jit(lambda a: a @ a)
-    return 2 * size**3 / best_of(lambda: f(a).block_until_ready(), 10) / 1e9
 
 
 def our_sampling(config, batch: int, repeats: int) -> float:
@@ -177,17 +156,9 @@ def main() -> None:
     )
     weights += config.block.width * config.layout.codebook_size  # the head; embeddings are looked up, not multiplied
     figures["train_mmgen_gflops"] = 6 * weights * ours / 1e9
-    report = {
-        "what": f"LlamaGen {arguments.size}, {TOKENS} tokens; tokens a second, more is better",
-        "device": f"{jax.devices()[0].device_kind}, {platform.machine()}, {len(jax.devices())} device(s)",
-        "versions": {name: version(name) for name in ("jax", "flax", "optax")} | ({"torch": version("torch")} if peer else {}),
-        "date": date.today().isoformat(),
-        "command": "python tools/bench/llamagen.py " + " ".join(a if a != peer else "LlamaGen" for a in sys.argv[1:]),
-        "figures": {name: round(value, 2) for name, value in figures.items()},
-    }
-    print(json.dumps(report, indent=2))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+    figures = {name: round(value, 2) for name, value in figures.items()}
+    what = f"LlamaGen {arguments.size}, {TOKENS} tokens; tokens a second, more is better"
+    write(report(what, figures, peer, "LlamaGen"), arguments.out)
 
 
 if __name__ == "__main__":

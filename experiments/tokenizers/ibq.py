@@ -1,0 +1,14 @@
+"""Index backpropagation (IBQ, arXiv 2412.02692): gradients for all codes: 64 tokens of 256 codes, for 64 x 64 pixels.
+
+    mmgen train experiments/tokenizers/ibq.py
+
+Your own pictures: --data.source.folder FOLDER --validation none (or --validation.source.folder OTHER). All families beside each
+other: tools/bench/compare_tokenizers.py.
+"""
+
+from mmgen import families
+from mmgen.config import Experiment
+
+
+def experiment() -> Experiment:
+    return families.experiment("ibq")

@@ -1,0 +1,53 @@
+"""Compile the training step of an experiment for devices that are not there, and say what it needs of each of them.
+
+Nothing is run and no data need be there; only where pictures are encoded in the step, the tokenizer must be. TPUs are compiled
+for by libtpu, on any Linux machine (pip install 'mmgen[tpu]'); for GPUs, fake CPU devices give an estimate. Where it does not
+fit, changes are tried until one does. Any field can be changed by --any.field VALUE, as in `mmgen train`.
+
+Exit code: 0 it fits (or nothing is known of the device), 1 it does not.
+
+example:
+  mmgen preflight experiments/imagenet256/llamagen_b.py --topology v5e:4x4
+  mmgen preflight experiments/imagenet256/llamagen_b.py --topology h200:8 --mesh.tensor 2 --json needs.json
+"""
+
+import sys
+from collections.abc import Sequence
+
+from mmgen.cli.parsing import Parser, existing
+
+
+def parser() -> Parser:
+    p = Parser("mmgen preflight", __doc__, takes_fields=True)
+    p.add_argument("experiment", metavar="EXPERIMENT.py")
+    p.add_argument("--topology", metavar="CHIP:GRID", required=True, help="v5e:8x8, v5p:8x8x8, v6e:16x16, h200:8, cpu:4 ...")
+    p.add_argument("--json", metavar="FILE", help="write what was found there too")
+    return p
+
+
+def main(arguments: Sequence[str]) -> None:
+    args = parser().parse_args(arguments)
+    path = existing(args.experiment)
+
+    from mmgen_tokenizers.files import write_json
+
+    from mmgen import config
+    from mmgen.parallel import chips, preflight
+    from mmgen.parallel.forecast import describe, forecast
+
+    experiment = config.overrides(config.load_experiment(path), args.fields)
+    topology = chips.topology(args.topology)
+    found = forecast(experiment, topology, preflight.compiled(preflight.prepared(experiment, topology)))
+    print(describe(found))
+    if not found["fits"]:
+        found["tried"] = []
+        print("it does NOT fit; trying changes:", flush=True)
+        for flags, needs in preflight.nearest(experiment, topology):
+            found["tried"].append({"flags": flags, "bytes_together": needs.total, "fits": preflight.fits(needs, topology)})
+            print(f"  {' '.join(flags)}: {needs.total / chips.GIB:.2f} GiB", flush=True)
+        fitting = next((tried["flags"] for tried in found["tried"] if tried["fits"]), None)
+        print(f"this fits: {' '.join(fitting)}" if fitting else "none of them fits: take more devices")
+    if args.json:
+        write_json(args.json, found)
+    if not found["fits"]:
+        sys.exit(1)

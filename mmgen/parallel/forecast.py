@@ -1,0 +1,98 @@
+"""What a preflight found, with what follows from it: the time of a step at best, MFU, tokens and pictures a day."""
+
+from mmgen.config import Experiment, GeneratorTask
+from mmgen.parallel.chips import GIB, Topology
+from mmgen.parallel.mesh import AXES
+from mmgen.parallel.preflight import Needs, fits
+
+DAY = 86_400
+NO_TEXT = "this pair of jax and libtpu cannot tell what it compiled (jax 0.10.2 with libtpu 0.0.42.1 can)"
+
+
+def forecast(experiment: Experiment, topology: Topology, needs: Needs) -> dict:
+    """All of it as JSON; "time" is there where the chip is known and the program could be read."""
+    found = {
+        "topology": topology.name,
+        "devices": len(topology.devices),
+        "exact": topology.exact,
+        "mesh": dict(zip(AXES, needs.mesh, strict=True)),
+        "batch": experiment.batch,
+        "accumulate": experiment.accumulate,
+        "parameters": needs.parameters,
+        "bytes": {**needs.parts, "activations": needs.activations, "other temporaries": needs.temporaries - needs.activations},
+        "bytes_together": needs.total,
+        "bytes_there": topology.chip.bytes if topology.chip else None,
+        "fits": fits(needs, topology),
+        "operations": {"hardware": needs.operations, **_model_operations(experiment)},
+        "collectives": needs.traffic and {kind: traffic._asdict() for kind, traffic in needs.traffic.items()},
+        "compile_seconds": round(needs.seconds, 1),
+    }
+    timed = topology.chip is not None and needs.traffic is not None
+    return found | ({"time": _time(experiment, topology, needs, found["operations"])} if timed else {})
+
+
+def _model_operations(experiment: Experiment) -> dict[str, int]:
+    """Of a generator's step; networks of tokenizers have no formula: what the hardware does is what the model needs."""
+    from mmgen.model.flops import training_operations
+
+    if not isinstance(experiment.task, GeneratorTask):
+        return {}
+    causal, full = training_operations(experiment.task.model)
+    return {"model_causal": experiment.batch * causal, "model_full": experiment.batch * full}
+
+
+def _time(experiment: Experiment, topology: Topology, needs: Needs, operations: dict[str, int]) -> dict:
+    """A roofline: products at the peak, memory written and read once, links always busy. At best all three go on at the same
+    time, at worst one after the other; real programs are slower than the former, and mostly than the middle."""
+    chip, devices = topology.chip, len(topology.devices)
+    seconds = {
+        "products": needs.operations / devices / (chip.peak * 1e12),
+        "memory": 2 * needs.total / (chip.bandwidth * 1e9),
+        "links": sum(traffic.received for traffic in needs.traffic.values()) / (topology.link * 1e9),
+    }
+    best, worst = max(seconds.values()), sum(seconds.values())
+    peak = devices * chip.peak * 1e12
+    share = {name: [operations[f"model_{name}"] / peak / s for s in (worst, best)] for name in ("causal", "full")
+             if f"model_{name}" in operations}  # fmt: skip
+    sites = {"tokens_a_day": _tokens(experiment) * DAY / worst} if _tokens(experiment) else {}
+    return seconds | {"step": [best, worst], "mfu": share, "pictures_a_day": experiment.batch * DAY / worst, **sites}
+
+
+def _tokens(experiment: Experiment) -> int:
+    """Of a batch."""
+    layout = experiment.task.model.layout if isinstance(experiment.task, GeneratorTask) else None
+    return experiment.batch * layout.sites * layout.groups if layout else 0
+
+
+def describe(found: dict) -> str:
+    """The same for people."""
+    mesh = " x ".join(f"{axis} {size}" for axis, size in found["mesh"].items())
+    lines = [
+        f"{found['topology']}: {found['devices']} devices, mesh {mesh}",
+        f"batch {found['batch']}, in {found['accumulate']} parts" if found["accumulate"] > 1 else f"batch {found['batch']}",
+        *([] if found["exact"] else ["an ESTIMATE: compiled by XLA for CPUs, which lays out memory in other ways"]),
+        f"{found['parameters'] / 1e6:.1f}M parameters; each device holds",
+        *(f"  {name:<18}{size / GIB:>10.3f} GiB" for name, size in found["bytes"].items() if size),
+        f"  {'together':<18}{found['bytes_together'] / GIB:>10.3f} GiB"
+        + (f" of {found['bytes_there'] / GIB:g}" if found["bytes_there"] else ""),
+        "a step",
+        *(f"  {name.replace('_', ', '):<18}{count / 1e12:>10.4g} TFLOP" for name, count in found["operations"].items()),
+    ]
+    if found["collectives"] is None:
+        lines.append(f"  collectives: {NO_TEXT if found['fits'] else 'not known, for there is no program'}")
+    for kind, traffic in (found["collectives"] or {}).items():
+        lines.append(f"  {kind:<18}{traffic['received'] / GIB:>10.3f} GiB received by a device, in {traffic['count']}")
+    lines += _describe_time(found["time"]) if "time" in found else []
+    return "\n".join([*lines, f"compiled in {found['compile_seconds']} s"])
+
+
+def _describe_time(time: dict) -> list[str]:
+    best, worst = time["step"]
+    parts = ", ".join(f"{name} {time[name]:.3g} s" for name in ("products", "memory", "links"))
+    shares = [f"{low:.0%} to {high:.0%} ({name})" for name, (low, high) in time["mfu"].items()]
+    tokens = f"{time['tokens_a_day'] / 1e9:.3g}G tokens, " if "tokens_a_day" in time else ""
+    return [
+        f"  roofline: {parts}; {worst:.3g} s one after the other, {best:.3g} s at once",
+        *([f"  MFU at most {' or '.join(shares)}"] if shares else []),
+        f"  at most {tokens}{time['pictures_a_day'] / 1e6:.3g}M pictures a day, if one after the other",
+    ]

@@ -1,0 +1,155 @@
+"""The real training step of an experiment, compiled for devices that are not there: what it needs of each of them."""
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from mmgen_tokenizers.errors import UserError
+
+from mmgen.config import Experiment, GeneratorTask, overrides
+from mmgen.parallel import hlo
+from mmgen.parallel.chips import Topology
+from mmgen.parallel.mesh import check_batch, make_mesh, resolve, under
+from mmgen.parallel.rules import BATCH, bytes_each
+
+TRIES = 8  # changes that are compiled where an experiment does not fit
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Of one device, in bytes, but for what is said."""
+
+    mesh: tuple[int, ...]
+    parameters: int  # numbers, on all devices together
+    parts: dict[str, int]  # what is there when a step begins
+    activations: int  # kept for the way back, of the temporaries; an upper bound where tensor > 1
+    temporaries: int
+    operations: int  # of a step, on all devices together: products and convolutions, with those that remat repeats
+    traffic: dict[str, hlo.Traffic] | None  # None where the program does not fit, or cannot be read
+    seconds: float  # of tracing and compiling
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values()) + self.temporaries
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that is ready to be compiled."""
+
+    mesh: Mesh
+    state: object  # shapes, types and places, as the other two
+    frozen: object
+    batch: dict
+    traced: object
+
+    @property
+    def parts(self) -> dict[str, int]:
+        rest = self.state.step, self.state.extra, self.frozen, self.batch
+        named = {"parameters": self.state.params, "optimizer": self.state.opt_state, "averaged": self.state.ema, "other": rest}
+        return {name: bytes_each(tree) for name, tree in named.items()}
+
+
+def prepared(experiment: Experiment, topology: Topology) -> Step:
+    """The step that `mmgen train` would run there, traced. Raises UserError where experiment and mesh do not fit."""
+    from mmgen.training import tasks
+    from mmgen.training.state import abstract_state, shardings
+    from mmgen.training.step import make_step
+
+    if topology.chip and experiment.compute_dtype == "auto":
+        experiment = replace(experiment, compute_dtype="bfloat16")
+    shape = resolve(experiment.mesh, len(topology.devices))
+    check_batch(experiment, shape)
+    mesh = make_mesh(shape, topology.devices)
+    task = tasks.make(experiment, None)
+    optimizer = task.optimizer(experiment)
+    state = abstract_state(task, optimizer, experiment.seed, experiment.ema > 0, mesh)
+    frozen, batch = _placed(task.frozen, mesh, P()), _placed(task.inputs(), mesh, BATCH)
+    step = make_step(experiment, task, optimizer, shardings(state))
+    return Step(mesh, state, frozen, batch, under(mesh, step.trace)(state, frozen, batch))
+
+
+def _placed(tree, mesh: Mesh, spec: P):
+    place = NamedSharding(mesh, spec)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
+
+
+def compiled(step: Step) -> Needs:
+    """Compiles it; where libtpu finds that it does not fit, its needs are those that libtpu names."""
+    start = time.perf_counter()
+    replica, fsdp, _, sequence = shape = tuple(step.mesh.shape.values())
+    try:
+        program = under(step.mesh, lambda: step.traced.lower().compile())()
+        memory = program.memory_analysis()
+        temporaries = memory.temp_size_in_bytes + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
+        traffic = _traffic(program)
+    except jax.errors.JaxRuntimeError as error:
+        temporaries, traffic = _used(error) - sum(step.parts.values()), None
+    return Needs(
+        mesh=shape,
+        parameters=sum(x.size for x in jax.tree.leaves(step.state.params)),
+        parts=step.parts,
+        activations=min(hlo.activations(step.traced.jaxpr.jaxpr) // (replica * fsdp * sequence), temporaries),
+        temporaries=temporaries,
+        operations=hlo.operations(step.traced.jaxpr.jaxpr, step.mesh.size),
+        traffic=traffic,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _traffic(program) -> dict[str, hlo.Traffic] | None:
+    try:
+        return hlo.collectives(program.as_text())
+    except jax.errors.JaxRuntimeError:  # some pairs of jax and libtpu cannot read a compiled program back
+        return None
+
+
+def _used(error: jax.errors.JaxRuntimeError) -> int:
+    """Bytes that a program would take of each device, by libtpu's refusal. Raises other errors again."""
+    if "RESOURCE_EXHAUSTED" not in str(error) or not (match := re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+\w hbm", str(error))):
+        raise error
+    return int(float(match[1]) * 1024 ** (1 + "KMGT".index(match[2])))
+
+
+def fits(needs: Needs, topology: Topology) -> bool:
+    return topology.chip is None or needs.total <= topology.chip.bytes
+
+
+def nearest(experiment: Experiment, topology: Topology) -> Iterator[tuple[list[str], Needs]]:
+    """Changes (fields of the command line) as they are tried, with what each needs, up to the first that fits. What does not
+    divide the model, and meshes on which the state alone is too large, are passed over."""
+    tried = 0
+    for flags in changes(experiment, len(topology.devices)):
+        try:
+            step = prepared(overrides(experiment, flags), topology)
+        except UserError:
+            continue
+        if sum(step.parts.values()) > topology.chip.bytes:
+            continue
+        needs = compiled(step)
+        yield flags, needs
+        tried += 1
+        if tried == TRIES or fits(needs, topology):
+            return
+
+
+def changes(experiment: Experiment, devices: int) -> Iterator[list[str]]:
+    """What may make an experiment fit, as fields of the command line, the smallest changes first."""
+    replica, fsdp, tensor, _ = resolve(experiment.mesh, devices)
+    remat = []
+    if isinstance(experiment.task, GeneratorTask) and not experiment.task.model.remat:
+        remat = ["--task.model.remat", "true"]
+        yield remat
+    flags = remat
+    if replica > 1:
+        flags = [*remat, "--mesh.replica", "1", "--mesh.fsdp", str(replica * fsdp)]
+        yield flags
+    rows = experiment.batch // (replica * fsdp)
+    yield from ([*flags, "--accumulate", str(n)] for n in range(experiment.accumulate + 1, rows + 1) if rows % n == 0)
+    for size in (2, 4, 8):
+        yield [*remat, "--mesh.replica", "1", "--mesh.fsdp", str(replica * fsdp // size), "--mesh.tensor", str(tensor * size)]
+    yield from ([*flags, "--batch", str(experiment.batch // n)] for n in (2, 4, 8))

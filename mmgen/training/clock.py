@@ -1,0 +1,75 @@
+"""Where the time of a run goes, and the trace that shows it."""
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import jax
+
+from mmgen.parallel.distributed import first_process
+from mmgen.training.state import TrainState
+
+
+class Clock:
+    """Seconds since the process began to train by what they went to; those that nothing is said of went to steps."""
+
+    def __init__(self):
+        self._start = time.perf_counter()
+        self._spent: dict[str, float] = {}
+
+    def began(self) -> None:
+        """The first step has been compiled: all until now was the start."""
+        self._spent = {"start": time.perf_counter() - self._start}
+
+    @contextlib.contextmanager
+    def spend(self, kind: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent[kind] = self._spent.get(kind, 0.0) + time.perf_counter() - start
+
+    def waits(self, kind: str, items: Iterable) -> Iterator:
+        """The items; the time that each takes to come is spent on `kind`."""
+        items, end = iter(items), object()
+        while True:
+            with self.spend(kind):
+                item = next(items, end)
+            if item is end:
+                return
+            yield item
+
+    def figures(self) -> dict[str, float]:
+        """ "goodput": the share of the time that went to steps; "seconds/KIND": what went to others."""
+        goodput = 1 - sum(self._spent.values()) / (time.perf_counter() - self._start)
+        return {"goodput": goodput, **{f"seconds/{kind}": seconds for kind, seconds in self._spent.items()}}
+
+
+class Profile:
+    """Within `with Profile((10, 13), folder)`, an xprof trace of steps 10 to 13 of the first process; None: no trace."""
+
+    def __init__(self, steps: tuple[int, int] | None, folder: Path):
+        self._steps, self._folder, self._running = steps if first_process() else None, folder, False
+
+    def before(self, step: int, state: TrainState) -> None:
+        if self._steps and not self._running and self._steps[0] <= step <= self._steps[1]:
+            jax.block_until_ready(state)  # else the trace begins with earlier steps
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+
+    def after(self, step: int, state: TrainState) -> None:
+        if self._running and step == self._steps[1]:
+            jax.block_until_ready(state)
+            self._stop()
+
+    def _stop(self) -> None:
+        jax.profiler.stop_trace()
+        self._running = False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        if self._running:  # the run ended before the last of the steps
+            self._stop()

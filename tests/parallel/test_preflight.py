@@ -1,0 +1,170 @@
+"""`mmgen preflight`: the step of a run that nothing is there for, neither data nor devices.
+
+One command compiles for four fake CPU devices; libtpu's programs are compiled where it is installed (the extra `tpu`).
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+from mmgen_tokenizers.errors import UserError
+
+from mmgen.config import Data, Experiment, GeneratorTask, MeshSizes, TokenShards
+from mmgen.model.config import GeneratorConfig
+from mmgen.parallel import chips, hlo, preflight
+from mmgen.parallel.forecast import describe, forecast
+
+EXPERIMENT = """
+from mmgen.config import Data, Experiment, GeneratorTask, TokenShards
+from mmgen.model.config import BlockConfig, ClassCondition, GeneratorConfig, TokenLayout
+
+def experiment():
+    layout, block = TokenLayout(height=4, width=4, codebook_size=256), BlockConfig(width=64, heads=4, mlp=128)
+    model = GeneratorConfig(layout=layout, condition=ClassCondition(7), block=block, depth=2)
+    return Experiment(GeneratorTask(model, tokenizer="not/there"), Data(TokenShards("not/there")), batch=8)
+"""
+D, F, V, L, S = 64, 128, 256, 2, 16
+LAYER = 4 * D * D + 3 * D * F
+
+
+def command(folder, *arguments) -> subprocess.CompletedProcess:
+    file = folder / "small.py"
+    file.write_text(EXPERIMENT)
+    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
+    line = [sys.executable, "-m", "mmgen.cli.main", "preflight", file, "--json", folder / "found.json", *arguments]
+    return subprocess.run(line, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True, timeout=200)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("preflight")
+    done = command(folder, "--topology", "cpu:4", "--mesh.tensor", "2", "--task.model.remat", "true")
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "found.json").read_text()) | {"text": done.stdout}
+
+
+def test_a_device_holds_its_pieces_of_the_state(found):
+    """By hand: matrices are in four pieces, vectors of width D (a norm of the head, two of each layer) in two over fsdp."""
+    matrices = L * LAYER + V * D + 8 * D + D * V  # layers, table of tokens, of classes (no tensor axis), head
+    parameters = 4 * (matrices / 4 + 8 * D / 4 + (2 * L + 1) * D / 2)
+    assert found["parameters"] == matrices + (2 * L + 1) * D
+    assert found["bytes"]["parameters"] == pytest.approx(parameters, rel=1e-3)
+    assert found["bytes"]["optimizer"] == pytest.approx(2 * parameters, rel=1e-3)
+    assert found["bytes"]["other"] == 4 + 8 // 2 * (S * 4 + 4)  # the number of the step, and half of the batch
+
+
+def test_with_remat_each_layer_keeps_its_input(found):
+    assert found["bytes"]["activations"] == pytest.approx(L * 8 // 2 * S * D * 4, rel=0.05)
+
+
+def test_operations_of_the_program_are_those_of_the_formula_and_what_remat_repeats(found):
+    """But for the last product of each layer, whose result the way back does not need."""
+    counted, forward = found["operations"], 2 * 8 * (S * L * LAYER + 2 * L * S * S * D)
+    assert counted["model_full"] == 3 * (forward + 2 * 8 * S * D * V)
+    assert counted["model_full"] - counted["model_causal"] == 6 * 8 * 2 * L * D * (S * (S - 1) // 2)
+    assert counted["model_full"] + 0.75 * forward < counted["hardware"] < counted["model_full"] + forward
+
+
+def test_collectives_are_counted_by_kind(found):
+    """fsdp gathers the pieces of a layer for the way there and the way back, from one other device; tensor sums twice a layer
+    and direction."""
+    gathered = 4 * LAYER / 2 / 2
+    assert 2 * L * gathered <= found["collectives"]["all-gather"]["received"] < 4 * L * gathered
+    assert found["collectives"]["all-reduce"]["count"] >= 4 * L
+
+
+def test_people_read_the_same(found):
+    assert "cpu:4: 4 devices, mesh replica 1 x fsdp 2 x tensor 2 x sequence 1\nbatch 8\n" in found["text"]
+    assert re.search(r"all-gather +\d\.\d+ GiB received", found["text"]) and "time" not in found
+
+
+def test_what_does_not_fit_is_mended_by_trial(tmp_path, monkeypatch, capsys):
+    """Memory of which the state takes a half: the first change that is enough ends the search."""
+    from mmgen.cli import preflight as verb
+    from mmgen.parallel.preflight import Needs
+
+    def needs(step) -> Needs:
+        asked.append(step)
+        return Needs((1, 4, 1, 1), 1, {"parameters": 2**29}, 2**28, sizes.pop(0), 10, {}, 1.0)
+
+    asked, sizes = [], [2**31, 2**30, 2**29]
+    chip = chips.Chip(("x",), memory=1.0, peak=1, bandwidth=1, link=1)
+    monkeypatch.setattr(chips, "topology", lambda name: chips.Topology(name, (None,) * 4, chip, exact=True))
+    monkeypatch.setattr(preflight, "prepared", lambda experiment, topology: Prepared(experiment))
+    monkeypatch.setattr(preflight, "compiled", needs)
+    (tmp_path / "small.py").write_text(EXPERIMENT)
+    with pytest.raises(SystemExit) as stopped:
+        verb.main([str(tmp_path / "small.py"), "--topology", "x:4", "--json", str(tmp_path / "found.json")])
+    assert stopped.value.code == 1
+    tried = json.loads((tmp_path / "found.json").read_text())["tried"]
+    assert [(one["flags"], one["fits"]) for one in tried] == [
+        (["--task.model.remat", "true"], False),
+        (["--task.model.remat", "true", "--accumulate", "2"], True),
+    ]
+    assert [(step.experiment.task.model.remat, step.experiment.accumulate) for step in asked] == [
+        (False, 1),
+        (True, 1),
+        (True, 2),
+    ]
+    assert "this fits: --task.model.remat true --accumulate 2" in capsys.readouterr().out
+
+
+class Prepared:
+    def __init__(self, experiment: Experiment):
+        self.experiment, self.parts = experiment, {"parameters": 2**29}
+
+
+def test_changes_keep_to_the_devices():
+    """From the smallest: remat, no replicas, the batch in parts, heads over devices, a smaller batch."""
+    experiment = Experiment(GeneratorTask(GeneratorConfig()), Data(TokenShards("x")), batch=64, mesh=MeshSizes(2, 2, 2, 1))
+    found = [" ".join(flags) for flags in preflight.changes(experiment, 8)]
+    common = "--task.model.remat true --mesh.replica 1 --mesh.fsdp 4"
+    assert found[:4] == ["--task.model.remat true", common, f"{common} --accumulate 2", f"{common} --accumulate 4"]
+    assert "--task.model.remat true --mesh.replica 1 --mesh.fsdp 2 --mesh.tensor 4" in found
+    assert found[-1] == f"{common} --batch 8"
+
+
+def test_the_time_of_a_step_is_a_roofline():
+    chip = chips.Chip((), memory=5, peak=1, bandwidth=10, link=5)  # GiB, TFLOP/s, GB/s, GB/s
+    traffic = {"all-gather": hlo.Traffic(3, 4e9), "all-reduce": hlo.Traffic(1, 1e9)}
+    needs = preflight.Needs((1, 2, 1, 1), 10, {"parameters": 3 * 10**9}, 0, 10**9, 4 * 10**12, traffic, 1.0)
+    experiment = Experiment(GeneratorTask(GeneratorConfig(depth=1)), Data(TokenShards("x")), batch=64)
+    found = forecast(experiment, chips.Topology("x:2", (None,) * 2, chip, exact=True), needs)
+    time, wanted = found["time"], {"products": 2.0, "memory": 0.8, "links": 1.0}
+    assert {name: time[name] for name in wanted} == wanted and time["step"] == [2.0, 3.8]
+    assert time["mfu"]["full"] == [found["operations"]["model_full"] / 2e12 / seconds for seconds in (3.8, 2.0)]
+    assert time["pictures_a_day"] == 64 * 86400 / 3.8 and time["tokens_a_day"] == 256 * time["pictures_a_day"]
+    assert found["fits"] and "links 1 s; 3.8 s one after the other, 2 s at once" in describe(found)
+
+
+@pytest.mark.parametrize("name", ["h900:8", "v5e", "v5e:0x4", "h200:", "cpu:x"])
+def test_topologies_need_a_name_that_is_known(name):
+    with pytest.raises(UserError, match="name a chip and a grid, such as v5e:4x4"):
+        chips.topology(name)
+
+
+def test_devices_are_known_by_their_kind():
+    kinds = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e", "NVIDIA H200": "h200"}
+    assert {kind: chips.chip_of(kind) for kind in kinds} == {kind: chips.CHIPS[name] for kind, name in kinds.items()}
+    assert chips.chip_of("NVIDIA H100 80GB HBM3") is chips.CHIPS["h100"] and chips.chip_of("cpu") is None
+
+
+@pytest.mark.skipif(find_spec("libtpu") is not None, reason="libtpu is here")
+def test_without_libtpu_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(chips.jax.config, "update", lambda *_: None)
+    with pytest.raises(UserError, match=r"pip install 'mmgen\[tpu\]'"):
+        chips.topology("v5e:2x2")
+
+
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not here (the extra `tpu`)")
+def test_tpus_scatter_gradients_and_sum_twice_a_layer(tmp_path):
+    wide = "--task.model.block.width 1024 --task.model.block.mlp 2048 --batch 64 --task.model.remat true".split()
+    done = command(tmp_path, "--topology", "v5e:2x2", "--mesh.tensor", "2", *wide)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["exact"] and found["collectives"]["reduce-scatter"]["count"] >= L
+    assert found["collectives"]["all-reduce"]["count"] >= 4 * L and 0 < found["time"]["mfu"]["causal"][0] < 1

@@ -1,0 +1,81 @@
+"""tools/launch: what the scripts would do. None of it has been run on a cluster."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+TRAIN = ["experiments/a b.py", "--mesh.tensor", "2"]
+GIVEN = {
+    "slurm.sh": ["4", "runs/mine", *TRAIN],
+    "gke.sh": ["mine", "tpu-v5p-slice", "4x4x4", "registry/mmgen:1", "/data/mine", *TRAIN],
+    "tpu_vm.sh": ["mine", "v5p-128", "us-east5-a", "/mnt/mine", *TRAIN],
+}
+
+
+@pytest.fixture(scope="module")
+def told(repository):
+    def run(name: str, *arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run([repository / "tools/launch" / name, *arguments], capture_output=True, text=True, timeout=20)
+
+    return run
+
+
+def test_slurm_queues_itself_again(told):
+    text = told("slurm.sh", "--dry-run", *GIVEN["slurm.sh"]).stdout
+    assert "#SBATCH --nodes=4\n#SBATCH --ntasks-per-node=8\n" in text
+    assert "srun mmgen train experiments/a\\ b.py --mesh.tensor 2 --out runs/mine" in text
+    assert "#SBATCH --signal=TERM@300\n#SBATCH --requeue\n" in text and 'scontrol requeue "$SLURM_JOB_ID"' in text
+    job = text.split("<<'JOB'\n")[1].removesuffix("JOB\n")
+    assert subprocess.run(["bash", "-n"], input=job, text=True).returncode == 0
+
+
+def test_gke_starts_a_pod_a_host_and_again_after_a_preemption(told):
+    text = told("gke.sh", "--dry-run", *GIVEN["gke.sh"]).stdout
+    assert text.startswith("kubectl apply -f - <<'MANIFEST'\n")
+    assert "parallelism: 16\n" in text and "completions: 16\n" in text and "maxRestarts: 100\n" in text
+    words = re.search(r"command: \[mmgen, train, (.*)\]", text)[1].replace("--out", '"--out"')
+    assert json.loads(f"[{words}]") == [*TRAIN, "--out", "/data/mine"]
+
+
+def test_tpu_vms_are_asked_for_and_given_back(told):
+    create, ssh, delete = told("tpu_vm.sh", "--dry-run", *GIVEN["tpu_vm.sh"]).stdout.splitlines()
+    assert create.startswith("gcloud compute tpus queued-resources create mine --node-id mine --accelerator-type v5p-128 ")
+    assert "--spot" in create and "--worker all" in ssh and "mmgen" in ssh and "--out" in ssh
+    assert delete.startswith("gcloud compute tpus queued-resources delete mine --force")
+
+
+@pytest.fixture
+def cloud(tmp_path, monkeypatch):
+    """A gcloud that takes the first slice away while it trains."""
+    log = tmp_path / "log"
+    (tmp_path / "gcloud").write_text(
+        f"""#!/bin/sh
+[ "$4" = describe ] || echo "$4 $5" >> {log}
+case "$4" in
+describe) if [ "$(tail -1 {log})" = "ssh mine" ]; then echo SUSPENDED; else echo ACTIVE; fi ;;
+ssh) [ "$(grep -c ssh {log})" = 2 ] ;;
+esac
+"""
+    )
+    (tmp_path / "gcloud").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    return log
+
+
+def test_a_preempted_slice_is_asked_for_anew(told, cloud):
+    done = told("tpu_vm.sh", *GIVEN["tpu_vm.sh"])
+    assert done.returncode == 0, done.stderr
+    assert cloud.read_text().splitlines() == ["create mine", "ssh mine", "delete mine"] * 2
+    assert "the slice is SUSPENDED: asking for another" in done.stderr
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_it_is_short_and_says_how_to_use_it(told, name, repository):
+    assert len((repository / "tools/launch" / name).read_text().splitlines()) < 60
+    done = told(name)
+    assert done.returncode == 2 and f"tools/launch/{name} [--dry-run]" in done.stderr
+    if shutil.which("shellcheck"):
+        assert subprocess.run(["shellcheck", repository / "tools/launch" / name]).returncode == 0

@@ -1,0 +1,52 @@
+"""What the benchmarks of this folder share: time, the machine's rate, and the file that their figures go to."""
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+def best_of(run: Callable[[], Any], repeats: int) -> float:
+    """Seconds of the fastest call, after one that is not counted."""
+    run()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def matmul_rate(size: int = 2048) -> float:
+    """GFLOP/s of a square product."""
+    a = jax.random.normal(jax.random.key(0), (size, size))
+    f = jax.jit(lambda a: a @ a)
+    return 2 * size**3 / best_of(lambda: f(a).block_until_ready(), 10) / 1e9
+
+
+def report(what: str, figures: Mapping[str, Any], peer: str | None = None, name: str = "") -> dict[str, Any]:
+    """`figures` with the machine, the versions, the date and the command. `peer`: a path to call by its `name`."""
+    words = [name if word == peer else word for word in sys.argv[1:]]
+    return {
+        "what": what,
+        "device": f"{jax.devices()[0].device_kind}, {platform.machine()}, {len(jax.devices())} device(s)",
+        "versions": {package: version(package) for package in ("jax", "flax", "optax", *(["torch"] if peer else []))},
+        "date": date.today().isoformat(),
+        "command": " ".join([f"python tools/bench/{Path(sys.argv[0]).name}", *words]),
+        "figures": figures,
+    }
+
+
+def write(found: Mapping[str, Any], out: Path | None) -> None:
+    """Prints a report, and writes it where it is asked for."""
+    text = json.dumps(found, indent=2)
+    print(text)
+    if out:
+        out.write_text(text + "\n")

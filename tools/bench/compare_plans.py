@@ -1,0 +1,366 @@
+"""Five orders of prediction, like for like: the same pictures, codes, parameters (about 5M) and training time.
+
+    python tools/bench/compare_plans.py --minutes 3 --out tools/bench/results/compare_plans_cpu
+
+Next token, next neighbor, next scale, random order and masked learn `shapes` (captions) and Fashion-MNIST (classes; where it
+lies experiments/fashion_mnist says). All read the codes of one tokenizer, but next scale, which needs one of several scales: it
+is trained as long. Pictures become token shards first: encoding is in nobody's budget, and neither is compiling. How many steps
+fit in a budget is measured before the run.
+
+Guidance and temperature are chosen for each model among SETTINGS by pictures that are not counted. Right is a picture of a
+class that a CNN, trained on the real pictures, recognises; and a scene in which the checker finds every object, size and place
+as the unseen caption says. Nats a picture are those of the exact likelihood of a test picture's ids; next scale has other ids,
+masked prediction has no likelihood. Seconds a picture include the tokenizer's decoder.
+
+--runs DIR holds the run folders and report.html, a page of pictures. Stopped or killed, the same command continues.
+"""
+
+import argparse
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import mmgen_tokenizers as mt
+import numpy as np
+from common import best_of, matmul_rate, report, write
+from mmgen_tokenizers.api import family_of
+from mmgen_tokenizers.cache import use_compilation_cache
+from mmgen_tokenizers.errors import UserError
+from mmgen_tokenizers.files import read_json, write_json
+from mmgen_tokenizers.shards import MANIFEST
+
+import mmgen
+from mmgen import config
+from mmgen.config import Data, Experiment, GeneratorTask, Optimizer, Schedule, TokenShards
+from mmgen.data import batches
+from mmgen.data.tokenize import tokenize
+from mmgen.evaluation import classifier, shapes
+from mmgen.evaluation.curves import curve
+from mmgen.generator import Generator
+from mmgen.model import transformer
+from mmgen.model.config import (
+    BlockConfig,
+    ClassCondition,
+    GeneratorConfig,
+    Masked,
+    NextNeighbor,
+    NextScale,
+    NextToken,
+    RandomOrder,
+    TextCondition,
+)
+from mmgen.report import Card, Chart, Figure, Gallery, Table, write_report
+from mmgen.training import tasks
+from mmgen.training.metrics import read_metrics
+from mmgen.training.state import initial_state
+from mmgen.training.step import make_step
+
+ORDERS = ("next token", "next neighbor", "next scale", "random order", "masked")
+EXACT = ("next token", "next neighbor", "random order")  # likelihoods of the same ids
+LAYERS, BLOCK = 6, BlockConfig(width=256, heads=4, mlp=704, qk_norm=True)
+SETTINGS = [{"guidance": g, "temperature": t} for g in (1.5, 3.0) for t in (0.6, 1.0)]
+TOGETHER = 64  # pictures drawn at once
+BATCH = 8  # of so few pictures as fit in minutes on a CPU, small batches make the most
+LONG = 100_000  # steps of a schedule that a pace is measured with
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is learned: a folder of experiments/, whose tokenizer is taken, and what `mmgen tokenize` reads."""
+
+    folder: str
+    title: str
+    train: str
+    test: str
+    condition: ClassCondition | TextCondition
+    scales: tuple[int, ...]
+    crops: str = "center"  # "random:K": mirrored too
+
+    def tokenizer(self, several: bool) -> Experiment:
+        """The experiment of its tokenizer; of one with several scales, else the same."""
+        chosen = config.load_experiment(Path(__file__).parents[2] / "experiments" / self.folder / "tokenizer.py")
+        if not several:
+            return chosen
+        model = chosen.task.model
+        codes = mt.MultiScaleVQ(model.quantizer.size, model.quantizer.dim, normalize=False, scales=self.scales, phis=2)
+        network = {name: getattr(model, name) for name in ("network", "image_size", "quant_conv")}
+        return replace(chosen, task=replace(chosen.task, model=mt.MultiScale(quantizer=codes, **network)))
+
+
+SUBJECTS = {
+    subject.folder: subject
+    for subject in (
+        Subject("shapes", "Scenes", "shapes", "shapes:test", TextCondition(128, 20), (1, 2, 3, 4)),
+        Subject(
+            "fashion_mnist", "Fashion-MNIST", "tfds:fashion_mnist", "tfds:fashion_mnist:test", ClassCondition(10), (1, 2, 4, 8),
+            crops="random:2",
+        ),
+    )
+}  # fmt: skip
+
+
+class Stages:
+    """Results by name, in a file: what is there is not made again."""
+
+    def __init__(self, path: Path):
+        self._path, self._done = path, read_json(path) if path.is_file() else {}
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        if name not in self._done:
+            print(f"--- {name}", flush=True)
+            self._done[name] = make()
+            write_json(self._path, self._done)
+        return self._done[name]
+
+
+# What is trained ------------------------------------------------------------------------------------------------------
+
+
+def model(subject: Subject, order: str) -> GeneratorConfig:
+    """The same number of layers for all; those of next scale need places, as rows and columns of all scales are alike."""
+    tokenizer = subject.tokenizer(order == "next scale").task.model
+    plan = {
+        "next token": NextToken(),
+        "next neighbor": NextNeighbor(),
+        "next scale": NextScale(tokenizer.quantizer),
+        "random order": RandomOrder(),
+        "masked": Masked(steps=8),
+    }[order]
+    layout = family_of(tokenizer)[1].layout(tokenizer, tokenizer.image_size, tokenizer.image_size)
+    block = replace(BLOCK, position="learned") if order == "next scale" else BLOCK
+    return GeneratorConfig(plan, layout, subject.condition, block, depth=LAYERS - max(plan.taps(0)))
+
+
+def parameters(c: GeneratorConfig) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: transformer.init(c, jax.random.key(0)))))
+
+
+def generator(subject: Subject, order: str, home: Path) -> Experiment:
+    several = order == "next scale"
+    shards = [Data(TokenShards(str(home / f"{kind}_{split}"))) for kind in [codes(several)] for split in ("train", "test")]
+    task = GeneratorTask(model(subject, order), tokenizer=str(home / codes(several)))
+    optimizer = Optimizer(Schedule(peak=1e-3, warmup=100, end=0.02))
+    return Experiment(task, shards[0], shards[1], batch=BATCH, optimizer=optimizer, every_validate=0, every_preview=0)
+
+
+def codes(several: bool) -> str:
+    """The folder of a tokenizer."""
+    return "tokenizer_scales" if several else "tokenizer"
+
+
+def train_for(minutes: float, experiment: Experiment, folder: Path, stages: Stages, name: str) -> dict[str, float]:
+    """Trains for so many minutes, as far as that can be foreseen; returns steps, pictures and the seconds that they took."""
+    steps = stages.once(f"{name}: steps", lambda: max(200, round(60 * minutes / seconds_a_step(experiment, folder))))
+    every = {"every_log": max(1, steps // 50), "every_checkpoint": steps // 3 + 1, "every_validate": 0, "every_preview": 0}
+
+    def run() -> dict[str, float]:
+        found = mmgen.train(replace(experiment, steps=steps, **every), folder).metrics
+        return found | {"steps": steps, "pictures": steps * experiment.batch, "seconds": seconds_of(folder, experiment)}
+
+    return stages.once(f"{name}: training", run)
+
+
+def seconds_a_step(experiment: Experiment, folder: Path, seconds: float = 4.0) -> float:
+    """Of the real step on real batches, measured for so long, compiling apart."""
+    experiment = replace(experiment, steps=LONG)
+    task = tasks.make(experiment, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    task.check()
+    optimizer = task.optimizer(experiment)
+    state, step = initial_state(task, optimizer, 0, False), make_step(experiment, task, optimizer)
+    times = []
+    for batch in task.training_batches(0):
+        state, _ = jax.block_until_ready(step(state, task.frozen, task.prepare(batch)))
+        times.append(time.perf_counter())
+        if len(times) > 3 and times[-1] - times[1] > seconds:
+            return (times[-1] - times[1]) / (len(times) - 2)
+    raise AssertionError("batches have no end")
+
+
+def seconds_of(folder: Path, experiment: Experiment) -> float:
+    """What the steps of a run took, without compiling, validating and saving: from the rates in its metrics."""
+    name = next(key for entry in read_metrics(folder) for key in entry if key.endswith("_per_second"))
+    entries = [entry for entry in read_metrics(folder) if name in entry]
+    unit = tasks.make(experiment, folder).unit[1]
+    before = [0, *(entry["step"] for entry in entries)]
+    return sum((e["step"] - b) * experiment.batch * unit / e[name] for b, e in zip(before, entries, strict=False))
+
+
+# How it is judged -----------------------------------------------------------------------------------------------------
+
+
+def judge_of(subject: Subject) -> Callable[..., list[Card]]:
+    """(generator, part, settings) -> TOGETHER pictures, judged; another part has other prompts, or another seed."""
+    if isinstance(subject.condition, TextCondition):
+
+        def scenes(gen: Generator, part: int, **settings) -> list[Card]:
+            return shapes.cards(shapes.samples(gen, TOGETHER, first=TOGETHER * part, **settings))
+
+        return scenes
+
+    @functools.cache
+    def classify() -> classifier.Classifier:
+        data = subject.tokenizer(False).data
+        return classifier.train_classifier(batches(data, 64, seed=1), subject.condition.classes, data.size)
+
+    def classes(gen: Generator, part: int, **settings) -> list[Card]:
+        return classifier.cards(*classifier.recognised(gen, classify(), TOGETHER, seed=part, **settings), gen.labels)
+
+    return classes
+
+
+def share(cards: Sequence[Card]) -> float:
+    return float(np.mean([card.good for card in cards]))
+
+
+def evaluate(judge: Callable[..., list[Card]], folder: Path, samples: int) -> dict[str, Any]:
+    """Figures of a trained generator; its pictures go to FOLDER/samples.npz."""
+    gen, parts = mmgen.load(folder), -(-samples // TOGETHER)
+    tried = [share(judge(gen, parts, **chosen) + judge(gen, parts + 1, **chosen)) for chosen in SETTINGS]
+    chosen = SETTINGS[int(np.argmax(tried))]
+    cards = [card for part in range(parts) for card in judge(gen, part, **chosen)]
+    pictures = np.stack([card.pictures[0] for card in cards])
+    texts, notes = ([getattr(card, name) for card in cards] for name in ("text", "note"))
+    np.savez_compressed(folder / "samples.npz", pictures=pictures, texts=texts, notes=notes, good=[c.good for c in cards])
+    given = {"labels": np.arange(TOGETHER) % 10} if gen.text is None else {"prompts": texts[:TOGETHER]}
+    one = {name: rows[:1] for name, rows in given.items()}
+    return {
+        "samples": len(cards),
+        "right": share(cards),
+        **chosen,
+        "tried": tried,
+        "forwards": gen.generate(**one, **chosen).forwards,
+        "seconds_batch_1": best_of(lambda: gen.generate(**one, **chosen), 5),
+        "seconds_batch_64": best_of(lambda: gen.generate(**given, **chosen), 2) / TOGETHER,
+    }
+
+
+def likelihood(subject: Subject, order: str, trained: dict[str, float]) -> float | None:
+    """Nats a test picture, where its ids are those of all."""
+    return trained["validation/loss"] * model(subject, order).layout.sites if order in EXACT else None
+
+
+# All of it ------------------------------------------------------------------------------------------------------------
+
+
+def compare(subject: Subject, args: argparse.Namespace, stages: Stages) -> dict[str, dict[str, Any]]:
+    """Figures of each order."""
+    home, judge, found = args.runs / subject.folder, judge_of(subject), {}
+    for several in sorted({order == "next scale" for order in args.orders}):
+        name = codes(several)
+        train_for(args.tokenizer_minutes, subject.tokenizer(several), home / name, stages, f"{subject.folder} {name}")
+        for split in ("train", "test"):
+            encode(subject, home, name, split, args.pictures)
+    for order in args.orders:
+        name, folder = f"{subject.folder} {order}", home / order.replace(" ", "_")
+        trained = train_for(args.minutes, generator(subject, order, home), folder, stages, name)
+        judged = stages.once(f"{name}: judged", lambda folder=folder: evaluate(judge, folder, args.samples))
+        own = {"parameters": parameters(model(subject, order)), "sites": model(subject, order).layout.sites}
+        seen = {key: trained[key] for key in ("steps", "pictures", "seconds")}
+        found[order] = own | seen | {"nats_a_picture": likelihood(subject, order, trained)} | judged
+        print(f"{name}: {found[order]}", flush=True)
+    return found
+
+
+def encode(subject: Subject, home: Path, name: str, split: str, pictures: int) -> None:
+    """Token shards of the pictures to learn from, or of 2,048 to validate with."""
+    out, source = home / f"{name}_{split}", subject.tokenizer(False).data.source
+    if (out / MANIFEST).is_file():  # written last
+        return
+    crops = {"crops": subject.crops, "flip": subject.crops != "center"} if split == "train" else {}
+    count = pictures if split == "train" else 2048
+    tokenize(home / name, getattr(subject, split), out, count=count, data_dir=getattr(source, "data_dir", None), **crops)
+
+
+def table(subject: Subject, found: dict[str, dict[str, Any]]) -> Table:
+    columns = ("", "right", "nats a picture", "forwards", "s a picture, batch 1", "batch 64", "pictures learned from",
+               "training s", "parameters", "guidance", "temperature")  # fmt: skip
+    rows = [
+        [
+            order,
+            f"{100 * f['right']:.1f}%",
+            f"{f['nats_a_picture']:.1f}" if f["nats_a_picture"] else "",
+            str(f["forwards"]),
+            f"{f['seconds_batch_1']:.4f}",
+            f"{f['seconds_batch_64']:.4f}",
+            f"{f['pictures']:,}",
+            f"{f['seconds']:.0f}",
+            f"{f['parameters'] / 1e6:.2f}M",
+            str(f["guidance"]),
+            str(f["temperature"]),
+        ]
+        for order, f in found.items()
+    ]
+    return Table(subject.title, columns, rows)
+
+
+def verdicts(subject: Subject, found: dict[str, dict[str, Any]]) -> list[Figure]:
+    """What next-neighbor and next-scale prediction should reach, beside next-token's."""
+    first = found.get("next token")
+    rows = []
+    for order in ("next neighbor", "next scale"):
+        if first and order in found:
+            name, own = f"{subject.title}, {order}", found[order]
+            rows.append(Figure(f"{name}: right", own["right"], first["right"] - 0.05, "%"))
+            rows.append(Figure(f"{name}: forwards", own["forwards"], first["forwards"] / 4, less=True))
+    return rows
+
+
+def gallery(subject: Subject, order: str, runs: Path) -> Gallery:
+    with np.load(runs / subject.folder / order.replace(" ", "_") / "samples.npz") as file:
+        rows = [file[name][:30] for name in ("pictures", "texts", "good", "notes")]
+    cards = [Card([picture], str(text), bool(good), str(note)) for picture, text, good, note in zip(*rows, strict=True)]
+    return Gallery(f"{subject.title}: {order}", cards, "The first ones, not the best.", shown=72)
+
+
+def page(args: argparse.Namespace, found: dict[str, dict], tables: list[Table]) -> None:
+    subjects = [SUBJECTS[name] for name in found]
+    charts = [
+        Chart(f"{s.title}: loss in nats a token", {
+            order: curve(args.runs / s.folder / order.replace(" ", "_"), "loss") for order in EXACT if order in found[s.folder]
+        })
+        for s in subjects
+    ]  # fmt: skip
+    galleries = [gallery(s, order, args.runs) for s in subjects for order in found[s.folder]]
+    goals = [row for s in subjects for row in verdicts(s, found[s.folder])]
+    about = f"The same pictures, codes, parameters and {args.minutes:g} minutes of training for each."
+    write_report(args.runs / "report.html", "Orders of prediction", goals, charts, galleries, about, tables)
+    print(args.runs / "report.html")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=3.0, help="training time of each generator")
+    parser.add_argument("--tokenizer-minutes", type=float, default=2.0, help="training time of each tokenizer")
+    parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), choices=SUBJECTS)
+    parser.add_argument("--orders", nargs="+", default=list(ORDERS), choices=ORDERS)
+    parser.add_argument("--samples", type=int, default=512, help="pictures judged of each")
+    parser.add_argument("--pictures", type=int, default=30_000, help="to learn from")
+    parser.add_argument("--runs", type=Path, default=Path("runs/compare_plans"))
+    parser.add_argument("--out", type=Path, help="where the table goes: OUT.json and OUT.md")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    use_compilation_cache()
+    stages = Stages(args.runs / "stages.json")
+    given = {name: getattr(args, name) for name in ("minutes", "tokenizer_minutes", "samples", "pictures")}
+    if (before := stages.once("settings", lambda: given)) != given:
+        raise UserError(f"{args.runs} was begun with {before}: choose another --runs, or the same settings")
+    found = {name: compare(SUBJECTS[name], args, stages) for name in args.subjects}
+    tables = [table(SUBJECTS[name], figures) for name, figures in found.items()]
+    page(args, found, tables)
+    what = f"orders of prediction, {args.minutes:g} minutes of training each; shares of {args.samples} pictures"
+    setup = {"block": asdict(BLOCK), "layers": LAYERS, "matmul_gflops": round(matmul_rate(), 1)}
+    write(report(what, found) | setup, args.out and args.out.with_suffix(".json"))
+    if args.out:
+        args.out.with_suffix(".md").write_text("\n\n".join(f"## {t.title}\n\n{t.markdown}" for t in tables) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Trains an experiment on nodes of a SLURM cluster, one process a GPU; preempted or out of time, it queues itself again and
+# continues from its last checkpoint.
+#
+#   tools/launch/slurm.sh [--dry-run] NODES RUN EXPERIMENT.py [mmgen train's own arguments]
+#
+# RUN lies on a disk that all nodes see. From the environment: GPUS a node (8), TIME (24:00:00), GRACE seconds to save in before
+# the time is over (300), SBATCH_ARGS (partition, account ...), SETUP, a command before mmgen (". .venv/bin/activate").
+set -euo pipefail
+
+dry=no
+if [[ "${1:-}" == --dry-run ]]; then
+    dry=yes
+    shift
+fi
+if (($# < 3)); then
+    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+fi
+nodes=$1 run=$2
+shift 2
+printf -v train '%q ' mmgen train "$@" --out "$run"
+
+job="#!/usr/bin/env bash
+#SBATCH --job-name=$(basename "$run")
+#SBATCH --nodes=$nodes
+#SBATCH --ntasks-per-node=${GPUS:-8}
+#SBATCH --gpus-per-node=${GPUS:-8}
+#SBATCH --time=${TIME:-24:00:00}
+#SBATCH --signal=TERM@${GRACE:-300}
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=$run/slurm-%j.log
+${SETUP:-}
+# SLURM sends SIGTERM to the processes, they save and end with 143; what was preempted it queues again by itself.
+code=0
+srun $train || code=\$?
+if ((code == 143)); then
+    scontrol requeue \"\$SLURM_JOB_ID\"
+fi
+exit \$code"
+
+if [[ $dry == yes ]]; then
+    echo "mkdir -p $run && sbatch ${SBATCH_ARGS:-} <<'JOB'"
+    echo "$job"
+    echo JOB
+    exit
+fi
+mkdir -p "$run"
+# shellcheck disable=SC2086  # several words
+sbatch ${SBATCH_ARGS:-} <<<"$job"

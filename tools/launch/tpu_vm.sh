@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Trains an experiment on a TPU slice by a queued resource; a preempted slice is asked for anew, and training continues from its
+# last checkpoint. Runs here until training is over, then gives the slice back.
+#
+#   tools/launch/tpu_vm.sh [--dry-run] NAME TYPE ZONE RUN EXPERIMENT.py [mmgen train's own arguments]
+#   tools/launch/tpu_vm.sh mine v5p-128 us-east5-a /mnt/data/runs/mine experiments/imagenet256/llamagen_3b.py
+#
+# RUN lies on a disk that all hosts see. From the environment: VERSION of the runtime (v2-alpha-tpuv5), SPOT (--spot; empty: on
+# demand), SETUP, run on each host before (mount the disk, install mmgen[tpu], cd).
+set -euo pipefail
+
+dry=no
+if [[ "${1:-}" == --dry-run ]]; then
+    dry=yes
+    shift
+fi
+if (($# < 5)); then
+    sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+fi
+name=$1 type=$2 zone=$3 run=$4
+shift 4
+printf -v train '%q ' mmgen train "$@" --out "$run"
+
+run() {
+    if [[ $dry == yes ]]; then printf '%q ' "$@" && echo; else "$@"; fi
+}
+queued() { run gcloud compute tpus queued-resources "$@" --zone "$zone"; }
+state() { # of the request
+    if [[ $dry == yes ]]; then echo ACTIVE; else queued describe "$name" --format 'value(state.state)' || echo NONE; fi
+}
+
+while true; do
+    # shellcheck disable=SC2086  # none or one word
+    queued create "$name" --node-id "$name" --accelerator-type "$type" --runtime-version "${VERSION:-v2-alpha-tpuv5}" ${SPOT---spot}
+    until [[ $(state) =~ ^(ACTIVE|FAILED|SUSPENDED)$ ]]; do sleep 30; done
+    if [[ $(state) == FAILED ]]; then
+        queued describe "$name" >&2
+        exit 1
+    fi
+    code=0
+    run gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" --worker all --command "${SETUP:-true} && $train" || code=$?
+    left=$(state)
+    queued delete "$name" --force --quiet
+    if ((code == 0)); then exit; fi
+    if [[ $left == ACTIVE ]]; then # nobody took the slice away: the mistake is ours
+        echo "training ended with exit code $code" >&2
+        exit "$code"
+    fi
+    echo "the slice is $left: asking for another" >&2
+done
