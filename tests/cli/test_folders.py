@@ -121,7 +121,8 @@ def test_export_is_complete(text_folder, tmp_path):
 
 
 def test_export_of_a_tokenizer(tokenizer_folder, tmp_path):
-    assert run("export", tokenizer_folder, "--out", tmp_path / "e") == 0
+    for overwrite, code in (((), 0), ((), 2), (("--overwrite",), 0)):
+        assert run("export", tokenizer_folder, "--out", tmp_path / "e", *overwrite) == code
     np.testing.assert_array_equal(*(load_arrays(f)["quantizer"]["codebook"] for f in (tokenizer_folder, tmp_path / "e")))
 
 
