@@ -29,10 +29,8 @@ def locked(folder: Path) -> Iterator[None]:
 def _take(file: BinaryIO, folder: Path) -> None:
     file.seek(0)
     holder = file.read().decode() or "another process"
-    exclusive(
-        file,
-        f"{folder} is in use by {holder}: let it finish, or stop it (ctrl-C there saves first); another run needs another folder",
-    )
+    remedy = "let it finish, or stop it (ctrl-C there saves first); another run needs another folder"
+    exclusive(file, f"{folder} is in use by {holder}: {remedy}")
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
 
