@@ -157,6 +157,17 @@ def center_crop(picture: Picture, size: int) -> Picture:
     return picture[top : top + size, left : left + size]
 
 
+def adm_crop(picture: Picture, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """The middle square as ADM (arXiv 2105.05233) cuts it, for training and for reference sets: halved by averages while the
+    shorter side has twice the pixels, then cubic."""
+    image = Image.fromarray(picture)
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    shape = (round(image.width * scale), round(image.height * scale))
+    return center_crop(np.array(image.resize(shape, Image.Resampling.BICUBIC)), size)
+
+
 def cover(picture: Picture, height: int, width: int) -> Picture:
     """The middle of the picture in the aspect of `height` x `width`, scaled to it with antialiasing; nothing is stretched."""
     rows, columns = picture.shape[:2]
@@ -233,6 +244,12 @@ def grid(pictures: Float[np.ndarray, "B H W 3"], columns: int, gap: int = 2) -> 
         top, left = i // columns * (height + gap), i % columns * (width + gap)
         page[top : top + height, left : left + width] = picture
     return page
+
+
+def enlarged(picture: Picture, width: int) -> Picture:
+    """The picture with each pixel as so many that it is at least `width` pixels wide."""
+    times = -(-width // picture.shape[1])
+    return picture.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def with_caption(picture: Picture, text: str, height: int = 14) -> Picture:
