@@ -13,7 +13,7 @@ from mmgen_tokenizers.pictures import center_crop, fit, read_picture, resize_sho
 
 from mmgen.generator import Generator, load
 from mmgen.model.config import ClassCondition, FeatureCondition
-from mmgen.samples import number
+from mmgen.samples import check_settings, number
 
 SIDES = {"left": (1, False), "right": (1, True), "top": (0, False), "bottom": (0, True)}  # axis, whether at its end
 Picture = UInt8[np.ndarray, "H W 3"]
@@ -36,6 +36,7 @@ def edit(
 
     `settings` go to `Generator.generate`. Raises UserError for what the model or its plan cannot do.
     """
+    check_settings(None, seed, settings, None)
     start, generator = time.perf_counter(), load(folder, dtype)
     size = picture_size(generator)
     given = _condition(generator, prompt, label) | {"seed": seed} | settings

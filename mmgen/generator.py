@@ -44,6 +44,11 @@ class Output(NamedTuple):
     images: Float[np.ndarray, "b h w 3"] | None  # in [-1, 1]; None without a tokenizer
     forwards: int  # of the transformer, until the last picture of a batch was done
 
+    def __repr__(self) -> str:
+        arrays = {name: getattr(self, name) for name in ("tokens", "images")}
+        shown = [f"{name} {'none' if a is None else f'{a.dtype} {list(a.shape)}'}" for name, a in arrays.items()]
+        return f"Output({', '.join(shown)}, forwards {self.forwards})"
+
 
 class Progress(NamedTuple):
     """What `stream` gives: all sites, drawn or not yet."""
@@ -95,6 +100,11 @@ class Generator:
         self._decoder = (MaskedRounds if isinstance(config.plan, Masked) else Autoregressive)(config, self.dtype)
         self._decoders: dict = {}
         self._programs: dict = {}
+
+    def __repr__(self) -> str:
+        count = sum(np.size(p) for p in jax.tree.leaves(self.params)) / 1e6
+        order, pictures = type(self.config.plan).__name__, "" if self.tokenizer else ", no tokenizer"
+        return f"Generator({self._wanted} -> {self.config.layout}, {order}, {count:.2f}M parameters, {self.dtype}{pictures})"
 
     @property
     def null_label(self) -> int:
@@ -253,17 +263,19 @@ class Generator:
         """The arguments of `generate`, checked."""
         models = (self,) if choice.draft is None else (self, choice.draft)
         check_draft(*models)
-        if (num := 1 if num is None else num) < 1:
-            raise UserError(f"num {num} must be at least 1")
-        if not 0 <= seed < 1 << 32:  # JAX keeps 32 bits of it: a larger one would draw the pictures of a smaller one
-            raise UserError(f"seed {seed} must be in 0 .. {(1 << 32) - 1}")
+        num = 1 if num is None else num
+        if not _is_whole(num) or num < 1:
+            raise UserError(f"num {num!r} must be a whole number from 1 on")
+        check_seed(seed)
+        if not _is_whole(first_index) or first_index < 0:
+            raise UserError(f"first_index {first_index!r} must be a whole number from 0 on")
         batches = []
         for model in models:
             batch = model._condition(*condition, null_allowed=known is not None)
             batch = with_known(model.config, model._decoder.plan, batch, known, known_mask)
             batches.append({name: np.repeat(value, num, axis=0) for name, value in batch.items()})
         times, rounds = self._rounds(steps, choice_temperature)
-        which, settings = resolve(self.sampling, times, self.config.layout.codebook_size, **sampling)
+        which, settings = resolve(self.sampling, times, **sampling)
         rows = _rows(batches[0])
         return Job(
             self._machine(choice, rows, which), models, batches, (first_index + np.arange(rows)).astype(np.uint32),
@@ -382,9 +394,9 @@ class Generator:
         if labels is not None:
             return {"label": self._labels(labels, null_allowed)}
         if prompts is not None:
-            prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-            if not prompts:
-                raise UserError("prompts is empty: pass at least one")
+            prompts = _listed(prompts)
+            if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+                raise UserError(f"prompts must be texts, at least one: not {prompts!r}")
             if self.text is None:
                 raise UserError(
                     "this generator has no text model (text.model) to read prompts with: export it again from its run"
@@ -394,11 +406,13 @@ class Generator:
         return self._features(np.asarray(features, np.float32), features_mask)
 
     def _labels(self, labels, null_allowed: bool) -> Int[np.ndarray, "b"]:
-        labels = [labels] if isinstance(labels, str | int | np.integer) else list(labels)
+        labels = _listed(labels)
         known = self.labels or ()
         for label in labels:
             if isinstance(label, str) and label not in known:
                 raise UserError(f"there is no label {str(label)!r} among {len(known)} names.{nearest(label, known)}")
+            if not isinstance(label, str) and not _is_whole(label):
+                raise UserError(f"labels must be whole numbers or names, not {label!r}")
         ids = np.array([known.index(x) if isinstance(x, str) else int(x) for x in labels], np.int32)
         highest = self.null_label if null_allowed else self.null_label - 1
         if len(ids) == 0 or ids.min() < 0 or ids.max() > highest:
@@ -447,6 +461,20 @@ class Generator:
 def _requests(which: Filter, models: list[tuple[dict, dict]], index, key, settings: Settings, extra: tuple) -> tuple:
     """What a decoder takes, from the arguments of its program."""
     return *(Request(params, batch, index, key, settings, which) for params, batch in models), *extra
+
+
+def _listed(values: object) -> list:
+    return list(values) if np.iterable(values) and not isinstance(values, str) else [values]
+
+
+def _is_whole(value: object) -> bool:
+    return np.issubdtype(np.asarray(value).dtype, np.integer) and np.ndim(value) == 0
+
+
+def check_seed(seed: int) -> None:
+    """Raises UserError for what is no seed. JAX keeps 32 bits of it: a larger one would draw the pictures of a smaller one."""
+    if not _is_whole(seed) or not 0 <= seed < 1 << 32:
+        raise UserError(f"seed {seed!r} must be a whole number in 0 .. {(1 << 32) - 1}")
 
 
 def _rows(batch: dict) -> int:

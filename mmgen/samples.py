@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -18,15 +19,19 @@ import jax
 import numpy as np
 from jaxtyping import Int, UInt8
 from mmgen_tokenizers.errors import UserError, nearest
-from mmgen_tokenizers.files import read_json, temporary_beside, write_json
+from mmgen_tokenizers.files import arrays_in, read_json, temporary_beside, write_json
 from mmgen_tokenizers.pictures import grid, to_uint8, write_png
 from mmgen_tokenizers.progress import Counter
 from PIL import Image
 
-from mmgen.generator import Generator, load
-from mmgen.model.config import FeatureCondition, TextCondition
+from mmgen.decoding.choice import Choice
+from mmgen.decoding.target import check_ranges, guidance_schedule
+from mmgen.generator import Generator, check_seed, load
+from mmgen.model.config import ClassCondition, FeatureCondition, Sampling, TextCondition
+from mmgen.training.lock import exclusive
 
 GRID = 1024  # pictures in a grid, at most
+NO_FOLDER = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".npz", ".npy", ".tif", ".tiff")  # what is not meant as a folder's name
 EACH_CLASS = 64  # without labels and number: one picture of each of the first so many classes
 
 
@@ -60,14 +65,20 @@ def sample(
     the folder of the generator that speculative decoding drafts with.
     """
     start = time.perf_counter()
+    settings = {k: v for k, v in settings.items() if v is not None}
+    out = "samples.png" if out is None and npz is None and tokens is None else out
+    check_settings(num, seed, settings, draft)
+    check_paths(out, tokens, npz)
     generator = load(folder, dtype)
     rows = conditions(generator, prompts, labels, num)
-    out = "samples.png" if out is None and npz is None and tokens is None else out
-    check_outputs(generator, len(rows.values), out, tokens, npz)
-    settings = {k: v for k, v in settings.items() if v is not None}
+    check_outputs(generator, len(rows.values), out, npz)
     about = {"model": str(folder), "weights": digest(generator), "dtype": generator.dtype.name, "seed": seed}
-    about["settings"] = settings | ({"draft": str(draft)} if draft else {})
-    settings |= {"seed": seed} | ({"draft": load(draft, dtype)} if draft else {})
+    about["settings"] = vars(generator.sampling) | settings
+    if draft:
+        drafting = load(draft, dtype)
+        about |= {"draft": str(draft), "draft_weights": digest(drafting)}
+        settings |= {"draft": drafting}
+    settings |= {"seed": seed}
     with contextlib.ExitStack() as stack:
         sinks = [stack.enter_context(sink) for sink in outputs(rows, about, out, tokens, npz)]
         forwards = draw(generator, rows, settings, sinks)
@@ -97,9 +108,10 @@ def draw(generator: Generator, rows: Rows, settings: dict[str, Any], sinks: list
 
 
 def digest(generator: Generator) -> str:
-    """8 hexadecimal digits of the weights, the tokenizer's included: a job goes on with those that began it."""
+    """8 hexadecimal digits of a generator, its tokenizer and text model included: a job goes on with what began it."""
     print_of_tokenizer = "" if generator.tokenizer is None else generator.tokenizer.fingerprint
     value = zlib.crc32(f"{generator.config} {print_of_tokenizer}".encode())
+    value = zlib.crc32(generator.text.model if generator.text else b"", value)
     for array in jax.tree.leaves(generator.params):
         value = zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data, value)
     return f"{value:08x}"
@@ -128,17 +140,30 @@ def schedule(text: str | None) -> str | tuple[str, float] | None:
         raise UserError(f"guidance schedule {text!r}: write power_cosine:P with a number P, e.g. power_cosine:2.5") from None
 
 
-def conditions(generator: Generator, prompts: list[str] | None, labels: list[str] | None, num: int | None) -> Rows:
-    """One entry a picture: `num` (1) for each prompt or label; without labels all classes in turn, `num` in all."""
+def check_settings(num: int | None, seed: int, settings: dict[str, Any], draft: str | Path | None) -> None:
+    """Raises UserError, before anything is loaded, for numbers and decoders that no model takes."""
     if num is not None and num < 1:
         raise UserError(f"--num {num}: ask for at least one picture")
+    check_seed(seed)
+    check_ranges({name: settings[name] for name in vars(Sampling()) if name in settings})
+    if "guidance_schedule" in settings:
+        guidance_schedule(settings["guidance_schedule"], 1.0, 2)
+    choice = {name: settings[name] for name in ("decoder", "window", "init", "coupling") if name in settings}
+    Choice(**{"decoder": "autoregressive", "draft": draft} | choice)
+
+
+def conditions(generator: Generator, prompts: list[str] | None, labels: list[str] | None, num: int | None) -> Rows:
+    """One entry a picture: `num` (1) for each prompt or label; without labels all classes in turn, `num` in all."""
+    condition = generator.config.condition
+    if isinstance(condition, FeatureCondition):
+        raise UserError("this model takes features of a text model as arrays: use mmgen.load(DIR).generate(features=...)")
+    if isinstance(condition, TextCondition) and prompts is None:
+        raise UserError("this model draws from texts: give --prompt TEXT or --prompts FILE")
+    if isinstance(condition, ClassCondition) and prompts is not None:
+        raise UserError(f"this model takes labels, not prompts: give --label K, a number in 0 .. {condition.classes - 1}")
     if prompts is not None:
         values = [prompt for prompt in prompts for _ in range(num or 1)]
         return Rows("prompts", values, [{"prompt": prompt} for prompt in values])
-    if isinstance(generator.config.condition, TextCondition):
-        raise UserError("this model draws from texts: give --prompt TEXT or --prompts FILE")
-    if isinstance(generator.config.condition, FeatureCondition):
-        raise UserError("this model takes features of a text model as arrays: use mmgen.load(DIR).generate(features=...)")
     if labels is not None:
         values = [label for text in labels for label in [number(text, generator)] * (num or 1)]
     else:
@@ -166,26 +191,57 @@ def _named(label: int, names: tuple[str, ...] | None) -> dict[str, Any]:
 # Files -------------------------------------------------------------------------------------------------------------
 
 
-def check_outputs(generator: Generator, count: int, out: str | None, tokens: str | None, npz: str | None) -> None:
-    """Raises UserError, before anything is computed, for what cannot be written."""
-    if generator.tokenizer is None and (out or npz or not tokens):
+def check_paths(out: str | None, tokens: str | None, npz: str | None) -> None:
+    """Raises UserError, before anything is loaded, for what cannot be written, or would take the place of something else.
+
+    A file that the same option wrote is replaced.
+    """
+    suffix = Path(out).suffix.lower() if out and not Path(out).is_dir() and not out.endswith(os.sep) else ""
+    if suffix not in ("", ".png") and (suffix in NO_FOLDER or Path(out).exists()):
+        raise UserError(f"--out {out}: pictures are written as FILE.png or into a folder; an array by --npz FILE.npz")
+    if suffix == ".png" and Path(out).exists() and not _drawn_here(out):
+        raise UserError(f"--out {out}: another picture is there, which mmgen did not draw: remove it or name another")
+    for option, path, array in (("--tokens", tokens, "tokens"), ("--npz", npz, "arr_0")):
+        if path is None:
+            continue
+        if Path(path).suffix != ".npz" or Path(path).is_dir():
+            raise UserError(f"{option} {path}: arrays are written as FILE.npz")
+        if Path(path).exists() and array not in arrays_in(path):
+            raise UserError(f"{option} {path}: another file is there, which {option} did not write: remove it or name another")
+    if tokens is not None and npz is not None and Path(tokens).resolve() == Path(npz).resolve():
+        raise UserError(f"--tokens and --npz both name {npz}: name two files")
+
+
+def check_outputs(generator: Generator, count: int, out: str | None, npz: str | None) -> None:
+    """Raises UserError, before anything is computed, for what this model or so many pictures cannot give."""
+    if generator.tokenizer is None and (out or npz):
         raise UserError(
             "this model has no tokenizer to draw pictures with: convert it again with --tokenizer DIR, or keep the ids with "
             "--tokens FILE.npz alone"
         )
-    suffix = Path(out).suffix.lower() if out and not Path(out).is_dir() and not out.endswith(os.sep) else ""
-    if suffix in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".npz", ".npy", ".tif", ".tiff"):
-        raise UserError(f"--out {out}: pictures are written as FILE.png or into a folder; an array by --npz FILE")
-    if suffix == ".png" and count > GRID:
-        raise UserError(f"{count} pictures are too many for one grid: give --out DIR (one file each) or --npz FILE")
+    if out and is_grid(out) and count > GRID:
+        raise UserError(f"{count} pictures are too many for one grid: give --out DIR (one file each) or --npz FILE.npz")
+
+
+def _drawn_here(path: str) -> bool:
+    try:
+        with Image.open(path) as image:
+            image.load()  # texts may stand behind the pixels
+            return "mmgen" in image.info
+    except (OSError, ValueError):
+        return False
+
+
+def is_grid(out: str) -> bool:
+    """Whether pictures go into one file; else into a folder."""
+    return out.lower().endswith(".png") and not Path(out).is_dir()
 
 
 def outputs(rows: Rows, about: dict, out: str | None, tokens: str | None, npz: str | None) -> list:
     """The writers that are asked for: context managers with `add(first, tokens, pictures)`, `path`, and `done`: how many of the
     first pictures they have from a job that was stopped."""
-    grid_wanted = out is not None and out.lower().endswith(".png") and not Path(out).is_dir()
     wanted = [
-        (out, lambda: GridFile(Path(out), rows, about) if grid_wanted else PictureFolder(Path(out), rows, about)),
+        (out, lambda: (GridFile if is_grid(out) else PictureFolder)(Path(out), rows, about)),
         (tokens, lambda: ArrayFile(Path(tokens), rows, about, "tokens")),
         (npz, lambda: ArrayFile(Path(npz), rows, about, "arr_0")),
     ]
@@ -228,13 +284,9 @@ class PictureFolder:
     def __init__(self, path: Path, rows: Rows, about: dict):
         self.path, self._rows, self._about = path, rows, about
         path.mkdir(parents=True, exist_ok=True)
-        self._count = self.done
-
-    @property
-    def done(self) -> int:
-        """Those before the first file that is not of this very job."""
-        count = len(self._rows.values)
-        return next((index for index in range(count) if not self._has(index)), count)
+        count = len(rows.values)
+        # Those before the first file that is not of this very job.
+        self.done = self._count = next((index for index in range(count) if not self._has(index)), count)
 
     def _entry(self, index: int) -> dict[str, Any]:
         return {"file": f"{index:05d}.png", "index": index} | self._rows.texts[index]
@@ -252,15 +304,24 @@ class PictureFolder:
     def add(self, first: int, tokens: np.ndarray, pictures: UInt8[np.ndarray, "b h w 3"]) -> None:
         for index, picture in enumerate(pictures, first):
             write_png(self.path / self._entry(index)["file"], picture, self._metadata(index))
-            self._count = index + 1
+            self._count = max(self._count, index + 1)
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, *_) -> None:
-        if self._count:  # also of a job that was stopped: what is there is described
-            entries = [self._entry(index) for index in range(self._count)]
-            write_json(self.path / "samples.json", self._about | {"pictures": entries})
+        if not self._count:
+            return
+        # Also of a job that was stopped: what is there is described.
+        entries = [self._entry(index) for index in range(self._count)]
+        write_json(self.path / "samples.json", self._about | {"pictures": entries})
+        others = {path.name for path in self.path.glob("*.png")} - {entry["file"] for entry in entries}
+        if others:
+            warnings.warn(
+                f"{self.path} holds {len(others)} other pictures, such as {min(others)}, that were there before; samples.json "
+                "lists those of this job",
+                stacklevel=2,
+            )
 
 
 class ArrayFile:
@@ -269,12 +330,9 @@ class ArrayFile:
     which job it is."""
 
     def __init__(self, path: Path, rows: Rows, about: dict, name: str):
-        self.path, self.name, self._rows, self._stream = path, name, rows, None
+        self.path, self.name, self._rows, self.done, self._shape = path, name, rows, 0, None
         self._part, self._note = (path.with_name(path.name + end) for end in (".part", ".part.json"))
         self._job = json.loads(json.dumps(about | {"pictures": rows.texts}))  # as it is read back
-        noted = read_json(self._note) if self._note.is_file() and self._part.is_file() else {}
-        self._shape = tuple(noted["row"]) if noted.get("job") == self._job else None  # of a row
-        self.done = 0 if self._shape is None else self._part.stat().st_size // self._row_bytes
 
     @property
     def _row_bytes(self) -> int:
@@ -286,27 +344,32 @@ class ArrayFile:
 
     def add(self, first: int, tokens: Int[np.ndarray, "b n ..."], pictures: np.ndarray | None) -> None:
         rows = np.ascontiguousarray(tokens if self.name == "tokens" else pictures, self._dtype)
-        if self._stream is None:
-            self._begin(first, rows.shape[1:])
+        if self._shape is None:
+            self._shape = rows.shape[1:]
+            write_json(self._note, {"job": self._job, "row": self._shape})
+        self._stream.truncate(first * self._row_bytes)
         self._stream.write(rows)
         self._stream.flush()
 
-    def _begin(self, first: int, shape: tuple[int, ...]) -> None:
-        if self._shape is None:
-            self._part.unlink(missing_ok=True)  # another job's, before the note says that it is ours
-            self._shape = shape
-            write_json(self._note, {"job": self._job, "row": shape})
-        self._stream = self._part.open("ab")
-        self._stream.truncate(first * self._row_bytes)
-
     def __enter__(self):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = self._part.open("ab")
+        with contextlib.suppress(OSError):  # a file system without locks
+            exclusive(self._stream, f"{self.path} is being written by another process: let it finish, or name another file")
+        noted = read_json(self._note) if self._note.is_file() else {}
+        if noted.get("job") == self._job:
+            self._shape = tuple(noted["row"])
+            self.done = self._part.stat().st_size // self._row_bytes
+        else:
+            self._stream.truncate(0)
         return self
 
     def __exit__(self, kind, *_) -> None:
-        if self._stream is not None:
-            self._stream.close()
-        if kind is None:
-            self._finish()
+        with self._stream:
+            if kind is None:
+                self._finish()
+            elif self._shape is None:
+                self._part.unlink()
 
     def _finish(self) -> None:
         header = {"descr": self._dtype.str, "fortran_order": False, "shape": (len(self._rows.values), *self._shape)}

@@ -26,6 +26,7 @@ def parser() -> Parser:
     p.add_argument("--out", metavar="DIR", required=True, help="folder to write")
     p.add_argument("--config", metavar="FILE.json", help="the model's own settings, where its weights do not show them")
     p.add_argument("--tokenizer", metavar="DIR", help="of a generator: its converted tokenizer, copied into DIR")
+    p.add_argument("--overwrite", action="store_true", help="replace the model that DIR holds")
     return p
 
 
@@ -34,6 +35,11 @@ def main(arguments: Sequence[str]) -> None:
     existing(args.checkpoint)
     config = json_object(args.config)
 
-    from mmgen.folders import convert
+    from mmgen_tokenizers.files import check_free
 
-    print(convert(args.family, args.checkpoint, args.out, config, args.tokenizer))
+    from mmgen import pretrained
+    from mmgen.description import describe
+
+    check_free(args.out, args.overwrite)
+    pretrained.convert(args.family, args.checkpoint, args.out, config, args.tokenizer)
+    print(describe(args.out))

@@ -12,6 +12,7 @@ example:
   mmgen sample models/gpt_b --num 50000 --npz samples.npz        uint8 [N, H, W, 3] under arr_0, for FID suites
 """
 
+import warnings
 from collections.abc import Sequence
 
 from mmgen.cli.parsing import Parser, existing
@@ -36,7 +37,7 @@ def parser() -> Parser:
     p.add_argument("--draft", metavar="DIR", help="a smaller generator of the same tokenizer, for --decoder speculative")
     p.add_argument("--out", metavar="FILE.png|DIR", help="one grid, or one file a picture (default: samples.png)")
     p.add_argument("--tokens", metavar="FILE.npz", help="also write the token ids, int32 [N, sites]")
-    p.add_argument("--npz", metavar="FILE", help="write all pictures as one uint8 array")
+    p.add_argument("--npz", metavar="FILE.npz", help="write all pictures as one uint8 array")
     return p
 
 
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
     settings = {name: getattr(args, name) for name in SETTINGS + DECODING}
     samples.sample(
         args.run,
-        prompts=samples.read_prompts(existing(args.prompts)) if args.prompts else _flat(args.prompt),
+        prompts=samples.read_prompts(existing(args.prompts)) if args.prompts else _prompts(args.prompt),
         labels=_flat(args.label),
         num=args.num,
         seed=args.seed,
@@ -80,6 +81,14 @@ def main(arguments: Sequence[str]) -> None:
 
 def _window(text: str) -> int | str:
     return int(text) if text.lstrip("-").isdigit() else text
+
+
+def _prompts(lists: list[list[str]] | None) -> list[str] | None:
+    for texts in lists or ():
+        if len(texts) > 1 and not any(" " in text for text in texts):
+            words = " ".join(texts)
+            warnings.warn(f"taken for {len(texts)} prompts of one word; quote what is one: --prompt {words!r}", stacklevel=2)
+    return _flat(lists)
 
 
 def _flat(lists: list[list[str]] | None) -> list[str] | None:

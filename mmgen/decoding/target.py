@@ -101,13 +101,13 @@ def guidance_schedule(schedule: str | tuple[str, float], scale: float, times: in
     )
 
 
-def resolve(recommended: Sampling, times: int, vocabulary: int, **given) -> tuple[Filter, dict[str, np.ndarray]]:
+def resolve(recommended: Sampling, times: int, **given) -> tuple[Filter, dict[str, np.ndarray]]:
     """Arguments of `generate` (None: the recommended setting) -> the static filter and the arrays a program takes."""
     unknown = set(given) - set(vars(recommended))
     assert not unknown, unknown
     s = {name: getattr(recommended, name) if given.get(name) is None else given[name] for name in vars(recommended)}
-    _check_ranges(s, vocabulary)
-    scale = np.asarray(s["guidance"], np.float32)
+    check_ranges(s)
+    scale = _guidance(s["guidance"])
     if scale.ndim and scale.shape != (times,):
         raise UserError(f"guidance has shape {scale.shape}; pass one number, or one for each of the {times} decode steps")
     g = scale if scale.ndim else guidance_schedule(s["guidance_schedule"], float(scale), times)
@@ -115,12 +115,32 @@ def resolve(recommended: Sampling, times: int, vocabulary: int, **given) -> tupl
     return which, {"guidance": g, "temperature": np.float32(s["temperature"]), "top_p": np.float32(s["top_p"])}
 
 
-def _check_ranges(s: dict, vocabulary: int) -> None:
-    if not s["temperature"] > 0:
-        raise UserError(f"temperature {s['temperature']} must be positive; for the likeliest tokens pass top_k=1")
-    if not 0 < s["top_p"] <= 1:
-        raise UserError(f"top_p {s['top_p']} must be in (0, 1]")
-    if int(s["top_k"]) < 0:
-        raise UserError(f"top_k {s['top_k']} must be 0 (all of {vocabulary}) or more")
-    if not np.isfinite(np.asarray(s["guidance"], np.float32)).all():
-        raise UserError(f"guidance {s['guidance']} must be finite")
+def check_ranges(given: dict) -> None:
+    """Raises UserError for settings, by their names in `Sampling`, that no model takes."""
+    temperature, top_k, top_p = (_number(name, given.get(name, 1)) for name in ("temperature", "top_k", "top_p"))
+    if not temperature > 0:
+        raise UserError(f"temperature {temperature} must be positive; for the likeliest tokens set top-k to 1")
+    if not 0 < top_p <= 1:
+        raise UserError(f"top_p {top_p} must be in (0, 1]")
+    if not top_k >= 0 or top_k % 1:
+        raise UserError(f"top_k {top_k:g} must be a whole number: 0 (all tokens) or more")
+    _guidance(given.get("guidance", 1))
+
+
+def _number(name: str, value: object) -> float:
+    try:
+        if not isinstance(value, str):
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    raise UserError(f"{name} must be a number, not {value!r}")
+
+
+def _guidance(given: object) -> Float[np.ndarray, "*t"]:
+    try:
+        scale = np.asarray(given, np.float32)
+    except (TypeError, ValueError):
+        raise UserError(f"guidance must be a number, or an array of one for each decode step, not {given!r}") from None
+    if not np.isfinite(scale).all():
+        raise UserError(f"guidance {given} must be finite")
+    return scale

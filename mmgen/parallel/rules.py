@@ -126,10 +126,14 @@ def _moved(x: jax.Array, there: P, back: P) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, there)
 
 
-_moved.defvjp(
-    lambda x, there, back: (_moved(x, there, back), None),
-    lambda there, back, _, gradient: (jax.lax.with_sharding_constraint(gradient, back),),
-)
+def _moved_back(there: P, back: P, _, gradient: jax.Array) -> tuple[jax.Array]:
+    """Where there are replicas too, summed before it is cut: else XLA copies what lookups read to all devices."""
+    if current_mesh().shape["replica"] > 1:
+        gradient = jax.lax.with_sharding_constraint(gradient, there)
+    return (jax.lax.with_sharding_constraint(gradient, back),)
+
+
+_moved.defvjp(lambda x, there, back: (_moved(x, there, back), None), _moved_back)
 
 
 def by_rows(function: Callable[[Tree, jax.Array], jax.Array]) -> Callable[[Tree, jax.Array], jax.Array]:

@@ -1,12 +1,17 @@
 """Published checkpoints -> a folder that `mmgen.load` reads, and back: one file a family."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import mmgen_tokenizers as mt
 from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.files import check_target, read_checkpoint, save_arrays, unflatten
 
 from mmgen.model.inputs import adopt
 from mmgen.pretrained import llamagen, maskbit, nar, rar, var
+
+if TYPE_CHECKING:
+    from mmgen.generator import Generator
 
 FAMILIES = {"llamagen-gpt": llamagen, "maskbit": maskbit, "nar": nar, "rar": rar, "var": var}
 FORMATS = {name.removesuffix("-gpt"): module for name, module in FAMILIES.items()}  # of export
@@ -14,19 +19,38 @@ FORMATS = {name.removesuffix("-gpt"): module for name, module in FAMILIES.items(
 
 def convert(
     family: str, checkpoint: str | Path, out: str | Path, config: dict | None = None, tokenizer: str | Path | None = None
-):
+) -> "Generator | mt.Tokenizer":
     """Write `checkpoint` (safetensors, .pt, .pth, .ckpt) of a family in our form to `out` and return the Generator.
 
-    `config`: the family's own keys, where the weights do not say it all. `tokenizer`: a folder, copied into `out`.
-    Raises UserError that lists tensors which are missing, unknown or of another shape.
+    `config`: the family's own keys, where the weights do not say it all. `tokenizer`: a folder, copied into `out`. Families of
+    tokenizers are converted by `mmgen_tokenizers.convert`, and give a Tokenizer. Raises UserError that lists tensors which are
+    missing, unknown or of another shape.
     """
-    import mmgen_tokenizers as mt
+    if not _is_of_generators(family, checkpoint):
+        if tokenizer is not None:
+            raise UserError(f"{family} is a tokenizer itself: --tokenizer goes with a generator")
+        return mt.convert(family, checkpoint, out, config)
+    check_target(out, checkpoint)
+    generator = _converted(family, checkpoint, config, tokenizer)
+    generator.save(out)
+    return generator
 
+
+def _is_of_generators(family: str, checkpoint: str | Path) -> bool:
+    """Raises UserError for a family that neither generators nor tokenizers have."""
+    from mmgen_tokenizers.pretrained import FAMILIES as TOKENIZERS
+
+    if family not in FAMILIES and family not in TOKENIZERS:
+        known = [*TOKENIZERS, *FAMILIES]
+        raise UserError(f"there is no family {family!r}; known: {', '.join(known)}.{nearest(family, known)}")
+    if family in TOKENIZERS and family in FAMILIES:  # MaskBit calls both its halves so
+        return FAMILIES[family].is_generator(checkpoint)
+    return family in FAMILIES
+
+
+def _converted(family: str, checkpoint: str | Path, config: dict | None, tokenizer: str | Path | None) -> "Generator":
     from mmgen.generator import Generator
 
-    if family not in FAMILIES:
-        raise UserError(f"there is no family {family!r}; known: {', '.join(FAMILIES)}.{nearest(family, FAMILIES)}")
-    check_target(out, checkpoint)
     state = read_checkpoint(checkpoint)
     codec = None if tokenizer is None else mt.load(tokenizer)
     if FAMILIES[family] is var:
@@ -43,9 +67,7 @@ def convert(
             f"the tokenizer in {tokenizer} has {codec.layout.codebook_size} codes, the generator {model.layout.codebook_size}: "
             "they do not belong together"
         )
-    generator = Generator(model, params, codec, sampling=sampling, weights=f"converted from {family}")
-    generator.save(out)
-    return generator
+    return Generator(model, params, codec, sampling=sampling, weights=f"converted from {family}")
 
 
 def export(generator, out: str | Path, format: str) -> None:

@@ -58,7 +58,7 @@ SIZES: Sizes = {
     "GPT-XXL": (48, 24, 1536, 4096, 1.75),
     "GPT-3B": (24, 32, 3200, 8704, 1.65),
 }
-USED = ("block_size", "n_head", "n_kv_head", "norm_eps", "rope_base")
+DEFAULTS = {"block_size": None, "n_head": None, "n_kv_head": None, "norm_eps": 1e-5, "rope_base": 10_000.0}
 SHOWN = ("dim", "n_layer", "vocab_size", "num_classes", "cls_token_num", "caption_dim", "ffn_hidden")
 IGNORED = (
     "model_type", "multiple_of", "head_dim", "uncond_tokens", "ffn_dim_multiplier", "initializer_range", "token_dropout_p",
@@ -101,30 +101,34 @@ def configure(
     state: dict[str, np.ndarray], config: dict | None, family: str = "llamagen-gpt", sizes: Sizes = SIZES, plan: Plan = PLAN
 ) -> tuple[GeneratorConfig, Sampling]:
     """The model that a checkpoint of LlamaGen, or of a `family` made of its layers, holds, and its recommended sampling."""
-    given = settings(family, config, {}, (*USED, *SHOWN), IGNORED)
+    given = settings(family, config, DEFAULTS, SHOWN, IGNORED)
     if "tok_embeddings.weight" not in state:
         raise UserError("the checkpoint has no tok_embeddings.weight: it is not a LlamaGen GPT (its tokenizers: llamagen-vq)")
     vocabulary, width = state["tok_embeddings.weight"].shape
     depth = len({name.split(".")[1] for name in state if name.startswith("layers.")}) - max(plan.taps(0))
     size = {(d, w): (h, g) for d, h, w, _, g in sizes.values()}.get((depth, width))
-    if size is None and "n_head" not in given:
-        raise UserError(f"{depth} layers of width {width} are no published size: pass config n_head")
-    if "block_size" not in given:
-        warnings.warn("taken for 256 tokens (16 x 16): for a model of 384 pixels pass config block_size 576", stacklevel=2)
-    heads, guidance = int(given.get("n_head") or size[0]), size[1] if size else 1.0
+    if not (size or given["n_head"]):
+        raise UserError(
+            f"{depth} layers of width {width} are no published size: pass config n_head (--config FILE.json with "
+            '{"n_head": ...})'
+        )
+    if not given["block_size"]:
+        say = 'config block_size 576 (--config FILE.json with {"block_size": 576})'
+        warnings.warn(f"taken for 256 tokens (16 x 16): for a model of 384 pixels pass {say}", stacklevel=2)
+    heads, guidance = given["n_head"] or size[0], size[1] if size else 1.0
     mlp = state.get("layers.0.feed_forward.w1.weight", np.zeros((0, 0))).shape[0]
     condition = _condition(state)
     model = GeneratorConfig(
         plan=plan,
-        layout=_square(int(given.get("block_size") or 256), vocabulary),
+        layout=_square(given["block_size"] or 256, vocabulary),
         condition=condition,
         block=BlockConfig(
             width=width,
             heads=heads,
-            kv_heads=given.get("n_kv_head"),
+            kv_heads=given["n_kv_head"],
             mlp=mlp,
-            rope_base=float(given.get("rope_base", 10_000)),
-            norm_eps=float(given.get("norm_eps", 1e-5)),
+            rope_base=float(given["rope_base"]),
+            norm_eps=float(given["norm_eps"]),
         ),
         depth=depth,
     )
@@ -191,7 +195,8 @@ def _refuse_differences(c: GeneratorConfig, plan: Plan) -> None:
     }
     found = [name for name, is_so in differences.items() if is_so]
     if found:
-        raise UserError(f"LlamaGen's code has no model like this one ({', '.join(found)}): export it without --format")
+        whose = {NextToken: "LlamaGen", NextNeighbor: "NAR"}[type(plan)]
+        raise UserError(f"{whose}'s code has no model like this one ({', '.join(found)}): export it without --format")
 
 
 def _unstacked(c: GeneratorConfig, params: dict, xp) -> dict:

@@ -61,8 +61,6 @@ TRUNK = {
     "mlp_kind": "gelu_exact", "bias": True, "norm": "layer", "norm_after": True, "position": "learned", "norm_eps": 1e-12,
 }  # fmt: skip
 SHOWN = ("hidden_dim", "codebook_size", "codebook_splits", "depth", "mlp_dim", "nclass", "use_prenorm")
-USED = ("heads", "guidance_scale", "guidance_annealing", "scale_pow", "num_steps", "randomize_temperature",
-        "softmax_temperature", "gen_mask_schedule_strategy")  # fmt: skip
 IGNORED = ("model_cls", "img_size", "input_stride", "dropout", "class_label_dropout", "train_mask_schedule_strategy",
            "use_sampling_annealing")  # fmt: skip
 
@@ -111,8 +109,8 @@ def configure(state: dict[str, np.ndarray], config: dict | None) -> tuple[Genera
     """The model that a checkpoint holds, and its recommended sampling."""
     if "input_proj.weight" not in state or "bits_to_indices" not in state:
         raise UserError("the checkpoint has no input_proj.weight or no bits_to_indices: it is no MaskBit generator")
-    given = settings("maskbit", _section(config or {}), {}, (*SHOWN, *USED), IGNORED)
     width, bits = state["input_proj.weight"].shape
+    given = settings("maskbit", _section(config), _defaults(width, bits), SHOWN, IGNORED)
     shown = {
         "hidden_dim": width,
         "codebook_size": 2**bits,
@@ -125,36 +123,50 @@ def configure(state: dict[str, np.ndarray], config: dict | None) -> tuple[Genera
     agree("maskbit", given, shown)
     if shown["use_prenorm"]:
         raise UserError("the checkpoint has its norms before each branch (use_prenorm), which no published MaskBit has")
-    if width != 1024 and "heads" not in given:
-        raise UserError(f"no published MaskBit has width {width}: pass config heads")
-    plan, sampling = _sampling(given, bits)
+    if not given["heads"]:
+        raise UserError(f'no published MaskBit has width {width}: pass config heads (--config FILE.json with {{"heads": ...}})')
+    plan, sampling = _sampling(given)
     tokens = state["pos_emb"].shape[1] - 1
-    sizes = (shown["depth"], width, int(given.get("heads", 16)), shown["mlp_dim"], shown["nclass"], tokens, bits)
+    sizes = (shown["depth"], width, given["heads"], shown["mlp_dim"], shown["nclass"], tokens, bits)
     return _model(*sizes, shown["codebook_splits"], plan), sampling
 
 
-def _section(config: dict) -> dict:
+def _section(config: dict | None) -> dict | None:
     """What one of MaskBit's files says of the generator; keys that are given as they are stay so."""
-    return config.get("model", {}).get("mlm_model", {}) if "model" in config else config
+    model = config.get("model") if isinstance(config, dict) else None
+    return model.get("mlm_model", {}) if isinstance(model, dict) else config
 
 
-def _sampling(given: dict, bits: int) -> tuple[Masked, Sampling]:
-    """Rounds and settings of the published size, unless given. Their guidance s is 1 + s of ours."""
+def _defaults(width: int, bits: int) -> dict[str, float | str | None]:
+    """Rounds and settings of the published size."""
     scale, power, noise = SIZES.get(f"{bits}bit", (0.0, 1.0, 4.5))
-    scale, power = (float(given.get(name, value)) for name, value in (("guidance_scale", scale), ("scale_pow", power)))
-    annealing = given.get("guidance_annealing", "cosine")
+    return {
+        "heads": 16 if width == 1024 else None,
+        "guidance_scale": scale,
+        "guidance_annealing": "cosine",
+        "scale_pow": power,
+        "num_steps": PLAN.steps,
+        "randomize_temperature": noise,
+        "softmax_temperature": 1.0,
+        "gen_mask_schedule_strategy": PLAN.schedule,
+    }
+
+
+def _sampling(given: dict) -> tuple[Masked, Sampling]:
+    """Their guidance s is 1 + s of ours."""
+    annealing = given["guidance_annealing"]
     if annealing not in ("cosine", "none"):
         raise UserError(f"guidance_annealing {annealing} has no name here: leave it out, and pass guidance= an array")
     plan = dataclasses.replace(
         PLAN,
-        schedule=given.get("gen_mask_schedule_strategy", PLAN.schedule),
-        steps=int(given.get("num_steps", PLAN.steps)),
-        choice_temperature=float(given.get("randomize_temperature", noise)),
+        schedule=given["gen_mask_schedule_strategy"],
+        steps=given["num_steps"],
+        choice_temperature=float(given["randomize_temperature"]),
     )
     if plan.schedule not in ("cosine", "linear", "arccos"):
         raise UserError(f"gen_mask_schedule_strategy {plan.schedule} is not one of cosine, linear, arccos")
-    schedule = ("power_cosine", power) if annealing == "cosine" else "constant"
-    return plan, Sampling(1 + scale, schedule, float(given.get("softmax_temperature", 1.0)))
+    schedule = ("power_cosine", float(given["scale_pow"])) if annealing == "cosine" else "constant"
+    return plan, Sampling(1 + float(given["guidance_scale"]), schedule, float(given["softmax_temperature"]))
 
 
 def reference_shapes(c: GeneratorConfig) -> dict[str, tuple[int, ...]]:

@@ -102,7 +102,6 @@ def configure(state: dict[str, np.ndarray], config: dict | None) -> tuple[Genera
     for name in NEEDED:
         if name not in state:
             raise UserError(f"the checkpoint has no {name}: it is no RAR (its tokenizer: maskgit-vqgan)")
-    given = settings("rar", (config or {}).get("model", config), {}, (*SHOWN, *USED), IGNORED)
     vocabulary, width = state["lm_head.weight"].shape
     shown = {
         "codebook_size": vocabulary,
@@ -113,19 +112,20 @@ def configure(state: dict[str, np.ndarray], config: dict | None) -> tuple[Genera
         "image_seq_len": state["pos_embed"].shape[1] - 1024,
         "condition_num_classes": len(state["embeddings.weight"]) - vocabulary - 2,
     }
-    agree("rar", given, shown)
     _, _, depth, heads, mlp, tokens, classes = shown.values()
+    section = config["model"] if isinstance(config, dict) and isinstance(config.get("model"), dict) else config
+    given = settings("rar", section, _recommended(depth, width), SHOWN, IGNORED)
+    agree("rar", given, shown)
     model = _model(depth, width, heads, mlp, classes, tokens, vocabulary, unread=sum(UNREAD))
-    return model, _sampling(given, depth, width)
-
-
-def _sampling(given: dict, depth: int, width: int) -> Sampling:
-    """That of the published size, unless given; other sizes are drawn without guidance."""
-    sizes = {(d, w): recommended for d, w, _, recommended in SIZES.values()}
-    recommended = zip(USED, sizes.get((depth, width), (1.0, 1.0, 1.0)), strict=True)
-    scale, power, temperature = (float(given.get(name, value)) for name, value in recommended)
+    scale, power, temperature = (float(given[name]) for name in USED)
     # Scale 0 is RAR's way to say: without guidance.
-    return Sampling(guidance=scale or 1.0, guidance_schedule=("power_cosine", power), temperature=temperature)
+    return model, Sampling(guidance=scale or 1.0, guidance_schedule=("power_cosine", power), temperature=temperature)
+
+
+def _recommended(depth: int, width: int) -> dict[str, float]:
+    """Settings of the published size; other sizes are drawn without guidance."""
+    sizes = {(d, w): recommended for d, w, _, recommended in SIZES.values()}
+    return dict(zip(USED, sizes.get((depth, width), (1.0, 1.0, 1.0)), strict=True))
 
 
 def reference_shapes(c: GeneratorConfig) -> dict[str, tuple[int, ...]]:

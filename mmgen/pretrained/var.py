@@ -51,7 +51,7 @@ ROWS = (
 SIZES = {"d16": (16, False), "d20": (20, False), "d24": (24, False), "d30": (30, False), "d36": (36, True)}
 RECOMMENDED = Sampling(guidance=2.5, guidance_schedule="linear", top_k=900, top_p=0.96)  # VAR's "cfg 1.5" is 1 + 1.5
 SHOWN = ("depth", "embed_dim", "mlp_ratio", "num_classes", "shared_aln", "V", "Cvae", "patch_nums")
-USED = ("num_heads", "norm_eps", "attn_l2_norm")
+DEFAULTS = {"num_heads": None, "norm_eps": 1e-6, "attn_l2_norm": True}
 IGNORED = ("ch", "ch_mult", "num_res_blocks", "quant_resi", "share_quant_resi", "using_znorm", "cond_drop_rate", "drop_rate",
            "attn_drop_rate", "drop_path_rate", "flash_if_available", "fused_if_available")  # fmt: skip
 
@@ -82,7 +82,7 @@ def _model(
 
 def configure(state: dict[str, np.ndarray], config: dict | None, tokenizer=None) -> tuple[GeneratorConfig, Sampling]:
     """The model that a checkpoint holds, and its recommended sampling. `tokenizer`: its configuration, families multiscale."""
-    given = settings("var", config, {}, (*SHOWN, *USED), IGNORED)
+    given = settings("var", config, DEFAULTS, SHOWN, IGNORED)
     if "pos_1LC" not in state or "word_embed.weight" not in state:
         raise UserError("the checkpoint lacks pos_1LC or word_embed.weight: it is no VAR transformer (tokenizer: var-vqvae)")
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
@@ -102,8 +102,7 @@ def configure(state: dict[str, np.ndarray], config: dict | None, tokenizer=None)
             f"the tokenizer has {quantizer.size} codes of {quantizer.dim} numbers and {sites} ids a picture, the checkpoint "
             f"{shown['V']}, {channels} and {state['pos_1LC'].shape[1]}: they do not belong together"
         )
-    l2, eps = bool(given.get("attn_l2_norm", True)), float(given.get("norm_eps", 1e-6))
-    heads = int(given.get("num_heads") or depth)
+    heads, l2, eps = given["num_heads"] or depth, given["attn_l2_norm"], float(given["norm_eps"])
     return _model(depth, width, heads, mlp, condition, shared, tokenizer, l2, eps), RECOMMENDED
 
 

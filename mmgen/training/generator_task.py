@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from mmgen_tokenizers.pictures import grid, to_float, write_png
 from mmgen_tokenizers.progress import Counter
 
 from mmgen.config import Data, Experiment, GeneratorTask, TokenShards
-from mmgen.data import Source, open_source
+from mmgen.data import Source
 from mmgen.data.text import FILE, TextTokenizer, empty_prompt
 from mmgen.generator import Generator
 from mmgen.model import transformer
@@ -36,7 +37,7 @@ from mmgen.parallel.rules import by_rows
 from mmgen.training import start
 from mmgen.training.optimizer import adamw, only
 from mmgen.training.state import Tree
-from mmgen.training.tasks import training_batches, validation_batches
+from mmgen.training.tasks import opened, training_batches, validation_batches
 
 CAPTIONS = 10_000  # that the text model learns from
 NO_CAPTION = "some pictures of the data have no caption, and the model reads prompts: leave them out"
@@ -61,14 +62,14 @@ class GeneratorTraining:
 
     @functools.cached_property
     def source(self) -> Source:
-        return self._open(self.experiment.data)
+        return self._open("data")
 
     @functools.cached_property
     def held_out(self) -> Source | None:
-        return self._open(self.experiment.validation) if self.experiment.validation else None
+        return self._open("validation") if self.experiment.validation else None
 
-    def _open(self, data: Data) -> Source:
-        return open_source(data, captioned=isinstance(self.config.condition, TextCondition))
+    def _open(self, name: Literal["data", "validation"]) -> Source:
+        return opened(self.experiment, name, captioned=isinstance(self.config.condition, TextCondition))
 
     @functools.cached_property
     def text(self) -> TextTokenizer | None:
@@ -255,11 +256,13 @@ def _with_params(generator: Generator, params: Tree) -> Generator:
 
 
 def decayed(axes: Tree) -> Tree:
-    """Decay mask: what has two axes or more beside that of the stacked layers, is trained, and is no bias."""
+    """Decay mask: what has two axes or more beside that of the stacked layers, is trained, and is no bias and no place
+    (VAR's and RAR's authors spare those, too)."""
 
     def decays(path: tuple, names: tuple) -> bool:
         matrix = len([name for name in names if name != "layers"]) >= 2
-        return matrix and "frozen" not in names and not path[-1].key.endswith("bias")  # those of heads have two axes
+        place = path[0].key == "ends" and path[1].key in ("places", "number")
+        return matrix and "frozen" not in names and not place and not path[-1].key.endswith("bias")  # some have two axes
 
     return jax.tree_util.tree_map_with_path(decays, axes, is_leaf=lambda names: isinstance(names, tuple))
 

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import jax
 import optax
 from jax.sharding import Mesh
 from mmgen_tokenizers.errors import UserError
 
-from mmgen.config import Experiment, TokenizerTask
-from mmgen.data import Source, batches
+from mmgen.config import Data, Experiment, TokenizerTask
+from mmgen.data import Source, batches, open_source
 from mmgen.parallel.mesh import host_rows, mesh_of, parts_of
 from mmgen.training.state import Tree
 
@@ -77,6 +77,18 @@ def make(experiment: Experiment, folder: Path | None) -> Task:
     from mmgen.training.generator_task import GeneratorTraining
 
     return GeneratorTraining(experiment, folder)
+
+
+def opened(experiment: Experiment, name: Literal["data", "validation"], captioned: bool = False) -> Source:
+    """The source of that field of the experiment. Where its folder is missing, the UserError names the option that sets it."""
+    data: Data = getattr(experiment, name)
+    try:
+        return open_source(data, captioned)
+    except UserError as error:
+        for place in ("folder", "data_dir"):
+            if (path := getattr(data.source, place, None)) and not Path(path).is_dir():
+                raise UserError(f"{error} (set --{name}.source.{place})") from None
+        raise
 
 
 def training_batches(experiment: Experiment, source: Source, start: int) -> Iterator[dict]:

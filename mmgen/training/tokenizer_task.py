@@ -21,12 +21,12 @@ from mmgen_tokenizers.pictures import grid, to_float, to_uint8, write_png
 from mmgen_tokenizers.quantizers import vq
 
 from mmgen.config import Data, Experiment
-from mmgen.data import Source, batches, open_source
+from mmgen.data import Source, batches
 from mmgen.model.layers import compute_dtype
 from mmgen.parallel.rules import by_shape, current_mesh, gathered
 from mmgen.training.optimizer import adamw, has_matrix_axes, per_network, with_peak
 from mmgen.training.state import Tree
-from mmgen.training.tasks import training_batches, validation_batches
+from mmgen.training.tasks import opened, training_batches, validation_batches
 
 SHOWN = 8  # pictures of a preview
 
@@ -47,11 +47,11 @@ class TokenizerTraining:
 
     @functools.cached_property
     def source(self) -> Source:
-        return open_source(self.experiment.data)
+        return opened(self.experiment, "data")
 
     @functools.cached_property
     def held_out(self) -> Source | None:
-        return open_source(self.experiment.validation) if self.experiment.validation else None
+        return opened(self.experiment, "validation") if self.experiment.validation else None
 
     def check(self) -> None:
         for name, source in (("data", self.source), ("validation", self.held_out)):

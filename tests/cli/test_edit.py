@@ -121,6 +121,7 @@ def test_next_token_continues_downwards_and_says_why_no_more(class_folder, pictu
         (["--mask", "wihte.png"], "Did you mean 'white.png'?"),
         (["--extend", "left"], "write SIDE=PIXELS"),
         (["--extend", "up=3"], "with a side of left, right, top, bottom"),
+        (["--mask", "white.png", "--seed", "-1"], "seed -1 must be a whole number"),
         (["--extend", "left=8"], "the model's pictures are 8 pixels wide; continue by 1 to 7"),
         ([], "one of the arguments --mask --extend is required"),
     ],

@@ -68,7 +68,7 @@ def test_without_a_verb_the_verbs_are_shown(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["smaple"], "there is no verb 'smaple': mmgen quickstart, train, tokenize, sample, edit, export, pull, convert, info"),
+        (["smaple"], "there is no verb 'smaple': mmgen quickstart, train, preflight, tokenize, sample, evaluate, edit"),
         (["smaple"], "Did you mean 'sample'?"),
         (["info", ".", "--verbos"], "mmgen info does not know --verbos."),
         (["sample", ".", "--guidence", "3"], "Did you mean '--guidance'?"),
@@ -117,6 +117,12 @@ def test_failures_become_exit_codes(failure, code, message, monkeypatch, capsys)
     monkeypatch.setattr(cli, "run", fail)
     assert run("info", ".") == code
     assert capsys.readouterr().err.startswith(message)
+
+
+@pytest.mark.parametrize("name", ["mmgen", "mmgen_tokenizers"])
+def test_the_package_is_the_command(name):
+    done = subprocess.run([sys.executable, "-m", name, "smaple"], capture_output=True, text=True)
+    assert done.returncode == 2 and "there is no verb 'smaple'" in done.stderr
 
 
 @pytest.mark.parametrize("module", ["mmgen.cli.main", "mmgen_tokenizers.cli"])

@@ -4,15 +4,19 @@ import json
 import signal
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
+from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.pictures import to_uint8
 from PIL import Image
 
 import mmgen
 from mmgen import samples
 from mmgen.cli import main as cli
+from mmgen.model.config import FeatureCondition, Sampling
+from mmgen.training.lock import exclusive
 
 
 def sample(*arguments) -> None:
@@ -78,7 +82,8 @@ def test_settings_reach_the_model(class_folder, tmp_path):
         ids.append(np.load(tmp_path / "t.npz")["tokens"])
     np.testing.assert_array_equal(*ids)
     settings = json.loads((tmp_path / "t.json").read_text())["settings"]
-    assert settings == {"guidance": 3, "guidance_schedule": ["power_cosine", 2], "temperature": 0.7, "top_k": 1}
+    given = {"guidance": 3, "guidance_schedule": ["power_cosine", 2], "temperature": 0.7, "top_k": 1}
+    assert settings == vars(Sampling()) | given  # what was not given is recorded too
 
 
 def test_parallel_decoders_draw_the_same_pictures(class_folder, tmp_path, capsys):
@@ -173,14 +178,24 @@ def test_another_job_does_not_go_on_with_a_stopped_one(class_folder, tmp_path, p
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
 
 
+def test_two_jobs_do_not_write_one_file(class_folder, tmp_path, capsys):
+    with (tmp_path / "a.npz.part").open("ab") as file:
+        exclusive(file, "")
+        message = error(capsys, class_folder, "--num", 2, "--npz", tmp_path / "a.npz")
+    assert "a.npz is being written by another process: let it finish, or name another file" in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--label", "cta"], "there is no label 'cta': give a number in 0 .. 2 or one of its names. Did you mean 'cat'?"),
         (["--label", "3"], "there is no label '3': give a number in 0 .. 2"),
-        (["--prompt", "a cat"], "this generator takes labels, not prompts"),
+        (["--prompt", "a cat"], "this model takes labels, not prompts: give --label K, a number in 0 .. 2"),
         (["-n", "0"], "--num 0: ask for at least one picture"),
         (["--out", "x.jpg"], "pictures are written as FILE.png or into a folder"),
+        (["--npz", "x.png"], "--npz x.png: arrays are written as FILE.npz"),
+        (["--tokens", "."], "--tokens .: arrays are written as FILE.npz"),
+        (["--tokens", "x.npz", "--npz", "./x.npz"], "--tokens and --npz both name ./x.npz: name two files"),
         (["-n", "2000"], "2000 pictures are too many for one grid: give --out DIR (one file each) or --npz FILE"),
         (["--guidance-schedule", "liner"], "Did you mean 'linear'?"),
         (["--guidance-schedule", "power_cosine:x"], "write power_cosine:P with a number P"),
@@ -194,6 +209,87 @@ def test_mistakes(class_folder, capsys, tmp_path, monkeypatch, arguments, messag
     monkeypatch.chdir(tmp_path)
     assert message in error(capsys, class_folder, *arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_another_command_wrote_is_not_replaced(class_folder, tmp_path, capsys):
+    array, text, picture = tmp_path / "a.npz", tmp_path / "README.md", tmp_path / "photo.png"
+    np.savez(array, features=np.zeros(3))
+    text.write_text("mine")
+    Image.new("RGB", (2, 2)).save(picture)
+    for option in ("--npz", "--tokens"):
+        assert f"{option} {array}: another file is there" in error(capsys, class_folder, option, array)
+    assert "pictures are written as FILE.png" in error(capsys, class_folder, "--out", text)
+    assert "another picture is there" in error(capsys, class_folder, "--out", picture)
+    (tmp_path / "bad.npz").write_text("no archive")
+    assert "another file is there" in error(capsys, class_folder, "--npz", tmp_path / "bad.npz")
+    assert text.read_text() == "mine" and list(np.load(array)) == ["features"] and pixels(picture).shape == (2, 2, 3)
+
+
+def test_what_the_same_command_wrote_is(class_folder, tmp_path):
+    npz, tokens, grid, folder = tmp_path / "a.npz", tmp_path / "t.npz", tmp_path / "g.png", tmp_path / "pictures"
+    for count in (3, 2):
+        sample(class_folder, "-n", count, "--npz", npz, "--tokens", tokens, "--out", grid)
+    assert len(np.load(npz)["arr_0"]) == len(np.load(tokens)["tokens"]) == 2 and pixels(grid).shape == (8, 18, 3)
+    sample(class_folder, "-n", 3, "--out", folder)
+    with pytest.warns(UserWarning, match=r"holds 1 other pictures, such as 00002.png, .* samples.json lists those of this job"):
+        sample(class_folder, "-n", 2, "--out", folder)
+    assert len(json.loads((folder / "samples.json").read_text())["pictures"]) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["-n 0", "--seed -1", "--top-p 2", "--guidance nan", "--guidance-schedule liner", "--window 4", "--out x.jpg", "--npz x"],
+)
+def test_mistakes_show_before_anything_is_loaded(class_folder, arguments, monkeypatch):
+    monkeypatch.setattr(samples, "load", None)
+    assert cli.main(["sample", str(class_folder), *arguments.split()]) == 2
+
+
+def test_words_without_quotes(text_folder, tmp_path):
+    with pytest.warns(UserWarning, match="taken for 3 prompts of one word; quote what is one: --prompt 'a red bird'"):
+        sample(text_folder, "--prompt", "a", "red", "bird", "--out", tmp_path / "a.png")
+    about = json.loads((tmp_path / "a.json").read_text())
+    assert [p["prompt"] for p in about["pictures"]] == ["a", "red", "bird"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": [3]}, r"prompts must be texts, at least one: not \[3\]"),
+        ({"prompts": 3}, "prompts must be texts"),
+        ({"prompts": []}, "prompts must be texts"),
+        ({"seed": 1.5}, "seed 1.5 must be a whole number in 0"),
+        ({"seed": "one"}, "seed 'one' must be a whole number"),
+        ({"seed": -1}, "seed -1 must be a whole number in 0 .. 4294967295"),
+        ({"num": 2.5}, "num 2.5 must be a whole number from 1 on"),
+        ({"first_index": -1}, "first_index -1 must be a whole number from 0 on"),
+        ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(text_folder, arguments, message):
+    with pytest.raises(UserError, match=message):
+        mmgen.load(text_folder).generate(**{"prompts": "a red circle"} | arguments)
+
+
+def test_labels_of_another_kind_are_refused(class_folder):
+    for labels in (1.5, [0, 1.5], [None], [[0]]):
+        with pytest.raises(UserError, match="labels must be whole numbers or names"):
+            mmgen.load(class_folder).generate(labels=labels)
+
+
+def test_what_a_prompt_of_python_shows(class_folder):
+    generator = mmgen.load(class_folder)
+    assert repr(generator) == "Generator(labels -> 2 x 2 = 4 ids of 32 codes, NextToken, 0.00M parameters, float32)"
+    assert repr(generator.tokenizer) == "Tokenizer(vqgan, 0.00M parameters, 8 x 8 pixels -> 2 x 2 = 4 ids of 32 codes)"
+    out = generator.generate(labels=1)
+    assert repr(out) == "Output(tokens int32 [1, 4], images float32 [1, 8, 8, 3], forwards 4)"
+    assert repr(out._replace(images=None)) == "Output(tokens int32 [1, 4], images none, forwards 4)"
+
+
+def test_a_model_of_features_says_where_they_are_taken(class_folder):
+    generator = types.SimpleNamespace(config=types.SimpleNamespace(condition=FeatureCondition()))
+    with pytest.raises(UserError, match=r"use mmgen.load\(DIR\).generate\(features=...\)"):
+        samples.conditions(generator, ["a red bird"], None, None)
 
 
 def test_a_text_model_needs_a_prompt_and_cuts_a_long_one_with_a_warning(text_folder, tmp_path, capsys, monkeypatch):

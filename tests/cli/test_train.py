@@ -73,3 +73,11 @@ def test_mistakes_in_fields(file, calls, capsys, flags, message):
 def test_a_mistyped_file_is_answered_with_the_nearest(file, capsys):
     assert cli.main(["train", str(file.with_name("smal.py"))]) == 2
     assert "Did you mean 'small.py'?" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_missing_names_its_option(file, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    assert cli.main(["train", str(file), "--data.source.kind", "ImageFolder", "--data.source.folder", "picturs"]) == 2
+    expected = "error: there is no folder picturs. Did you mean 'pictures'? (set --data.source.folder)\n"
+    assert capsys.readouterr().err.splitlines(keepends=True)[-1] == expected

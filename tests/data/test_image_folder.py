@@ -121,6 +121,14 @@ def test_a_caption_is_told_without_its_picture(tmp_path):
     assert open_source(Data(ImageFolder(str(tmp_path)))).caption(0) == "x"
 
 
+def test_wrong_rows_are_counted_and_the_first_is_named(tmp_path):
+    put(tmp_path, a=1)
+    rows = ['{"file_name": "a.png"}', '{"file_name": "a.png"', "", '{"text": "x"}', '{"file_name": ""}']
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    with pytest.raises(UserError, match=r"row 2 of .*metadata.jsonl is not JSON: .* \(3 of 4 rows are wrong\)$"):
+        ImageFolderSource(tmp_path)
+
+
 def test_metadata_that_is_not_json(tmp_path):
     (tmp_path / "metadata.jsonl").write_bytes(b'{"file_name": "a.png", \xff')
     with pytest.raises(UserError, match="cannot be read as jsonl"):

@@ -93,7 +93,10 @@ def test_schedules():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": 0.0}, "top_k=1"),
+        ({"temperature": 0.0}, "set top-k to 1"),
+        ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),
+        ({"top_k": [5]}, "top_k must be a number"),
+        ({"guidance": "strong"}, "guidance must be a number, or an array"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_k": -1}, "top_k"),
         ({"guidance": np.ones(3)}, "16 decode steps"),
@@ -103,7 +106,7 @@ def test_schedules():
 )
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
-        resolve(Sampling(), 16, 100, **settings)
+        resolve(Sampling(), 16, **settings)
 
 
 def test_noise_depends_on_seed_index_and_site_alone():

@@ -32,7 +32,7 @@ from mmgen.training.step import make_step
 
 STEPS = 4
 ONE = None  # the program without a mesh
-GENERATOR = [ONE, (4, 1, 1, 1), (1, 4, 1, 1), (1, 1, 4, 1), (1, 2, 2, 1), (1, 1, 1, 4)]
+GENERATOR = [ONE, (4, 1, 1, 1), (1, 4, 1, 1), (2, 2, 1, 1), (1, 1, 4, 1), (1, 2, 2, 1), (1, 1, 1, 4)]
 TOKENIZER = [ONE, (2, 2, 1, 1)]
 SAVED = (1, 4, 1, 1)  # this mesh saves a checkpoint after two steps, and these restore it
 RESTORED = [ONE, (1, 2, 2, 1)]

@@ -15,7 +15,8 @@ from mmgen_tokenizers.errors import UserError
 
 from mmgen.config import Data, Experiment, GeneratorTask, MeshSizes, TokenShards
 from mmgen.model.config import GeneratorConfig
-from mmgen.parallel import chips, preflight
+from mmgen.parallel import chips, hlo, preflight
+from mmgen.parallel.forecast import describe, forecast
 
 EXPERIMENT = """
 from mmgen.config import Data, Experiment, GeneratorTask, TokenShards
@@ -125,6 +126,19 @@ def test_changes_keep_to_the_devices():
     assert found[:4] == ["--task.model.remat true", common, f"{common} --accumulate 2", f"{common} --accumulate 4"]
     assert "--task.model.remat true --mesh.replica 1 --mesh.fsdp 2 --mesh.tensor 4" in found
     assert found[-1] == f"{common} --batch 8"
+
+
+def test_the_time_of_a_step_is_a_roofline():
+    chip = chips.Chip((), memory=5, peak=1, bandwidth=10, link=5)  # GiB, TFLOP/s, GB/s, GB/s
+    traffic = {"all-gather": hlo.Traffic(3, 4e9), "all-reduce": hlo.Traffic(1, 1e9)}
+    needs = preflight.Needs((1, 2, 1, 1), 10, {"parameters": 3 * 10**9}, 0, 10**9, 4 * 10**12, traffic, 1.0)
+    experiment = Experiment(GeneratorTask(GeneratorConfig(depth=1)), Data(TokenShards("x")), batch=64)
+    found = forecast(experiment, chips.Topology("x:2", (None,) * 2, chip, exact=True), needs)
+    time, wanted = found["time"], {"products": 2.0, "memory": 0.8, "links": 1.0}
+    assert {name: time[name] for name in wanted} == wanted and time["step"] == [2.0, 3.8]
+    assert time["mfu"]["full"] == [found["operations"]["model_full"] / 2e12 / seconds for seconds in (3.8, 2.0)]
+    assert time["pictures_a_day"] == 64 * 86400 / 3.8 and time["tokens_a_day"] == 256 * time["pictures_a_day"]
+    assert found["fits"] and "links 1 s; 3.8 s one after the other, 2 s at once" in describe(found)
 
 
 @pytest.mark.parametrize("name", ["h900:8", "v5e", "v5e:0x4", "h200:", "cpu:x"])

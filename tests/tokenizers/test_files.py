@@ -377,7 +377,9 @@ def test_rename_lists_what_does_not_fit():
 def test_nearest():
     assert nearest("trian", ["train", "test"]) == " Did you mean 'train'?"
     assert nearest("Train", ["TRAIN"]) == " Did you mean 'TRAIN'?"
-    assert nearest("xyz", ["train", "test"]) == nearest("x", []) == ""
+    assert nearest("xyz", ["train", "test"]) == nearest("x", []) == nearest("", ["train"]) == ""
+    assert nearest("cta", ["cat"]) and nearest("maximum", ["maximal"])
+    assert not nearest("--verbos", ["--version"]) and not nearest("quickstart", ["quick", "restart"])
 
 
 def test_no_temporary_file_stays_behind(tmp_path):

@@ -56,10 +56,27 @@ def test_encode_then_decode(folder, capsys):
     )
 
 
+def test_decode_what_mmgen_sampled(folder, capsys):
+    tok, out = mt.load(folder / "tok"), folder / "sampled"
+    ids = np.random.default_rng(0).integers(0, 32, (3, 16))
+    np.savez(folder / "ids.npz", tokens=ids, labels=np.arange(3))
+    assert run("decode", folder / "ids.npz", "--tokenizer", folder / "tok", "--out", out, "--batch", 2) == 0
+    assert f"wrote 3 pictures to {out}" in capsys.readouterr().out
+    drawn = np.stack([read_picture(out / f"0000{i}.png") for i in range(3)]) / 127.5 - 1
+    np.testing.assert_allclose(drawn, tok.decode(ids), atol=1 / 255 + 1e-6)
+    np.savez(folder / "other.npz", arr_0=ids)
+    wanted = ("--tokenizer", folder / "tok", "--out", folder / "no")
+    assert "other.npz has no array 'tokens' (it has arr_0)" in failing(capsys, "decode", folder / "other.npz", *wanted)
+    assert "a.png has no array 'tokens'" in failing(capsys, "decode", folder / "pictures/a.png", *wanted)
+    np.savez(folder / "larger.npz", tokens=ids + 30)
+    assert "but the codebook has codes 0 to 31" in failing(capsys, "decode", folder / "larger.npz", *wanted)
+
+
 def test_pixels_of_a_palette(folder, capsys):
     assert run("pixels", "--size", 8, "--palette", 4, "--pictures", folder / "pictures", "--out", folder / "pixels") == 0
     assert "8 x 8 pixels -> 8 x 8 = 64 ids of 4 codes" in capsys.readouterr().out
     assert len(mt.load(folder / "pixels").config.palette) == 4
+    assert "holds a model already" in failing(capsys, "pixels", "--size", 8, "--out", folder / "pixels")
     assert "go together" in failing(capsys, "pixels", "--palette", 4, "--out", folder / "no")
     assert "2 to 256" in failing(capsys, "pixels", "--palette", 300, "--pictures", folder / "pictures", "--out", folder / "no")
 
@@ -73,10 +90,13 @@ def test_reconstruct_draws_what_is_lost_and_says_psnr(folder, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3 and lines[0].endswith("b.png") and "mean of 2" in lines[2]
     drawn = read_picture(grid)
-    assert drawn.shape == (8 + 14, 2 * 3 * 8 + 2, 3)
-    original = read_picture(folder / "pictures/b.png")
-    np.testing.assert_array_equal(drawn[:8, :8], original)
-    again = drawn[:8, 8:16].astype(float)
+    assert drawn.shape == (64 + 14, 2 * 3 * 64 + 2, 3)  # eight times as large, that one sees them and their captions
+    white = (drawn[64:] == 255).all((0, 2))
+    assert white[150:194].all() and not white[:150].all() and not white[194:].all()  # which do not run together
+    original, small = read_picture(folder / "pictures/b.png"), drawn[:64:8, ::8]
+    np.testing.assert_array_equal(drawn[:64, :192].reshape(8, 8, 24, 8, 3)[:, 3, :, 5], small[:, :24])
+    np.testing.assert_array_equal(small[:, :8], original)
+    again = small[:, 8:16].astype(float)
     assert float(lines[0].split()[0]) == pytest.approx(10 * np.log10(255**2 / ((again - original) ** 2).mean()), abs=0.05)
 
 
@@ -86,6 +106,8 @@ def test_convert_and_info(folder, capsys):
     (folder / "config.json").write_text('{"group_norm_groups": 2, "image_size": 8}')
     command = ("convert", "llamagen-vq", reference / "model.safetensors", "--out", out, "--config", folder / "config.json")
     assert run(*command) == 0
+    assert "holds a model already" in failing(capsys, *command)
+    assert run(*command, "--overwrite") == 0
     assert run("info", out) == 0
     text = capsys.readouterr().out
     assert "8 x 8 pixels -> 4 x 4 = 16 ids of 32 codes" in text and "llamagen-vq" in text and '"multipliers"' in text

@@ -26,12 +26,20 @@ def experiment(model=MODEL, start_from=None, **fields) -> mmgen.Experiment:
     return dataclasses.replace(chosen, task=dataclasses.replace(chosen.task, model=model, start_from=start_from))
 
 
-def test_usage_is_counted_for_each_scale():
-    task = TokenizerTraining(experiment())
+@pytest.fixture(scope="module")
+def started():
+    """The task, its first parameters and extra, a batch, and the gradients of one step as a compiled function of the first."""
+    task = TokenizerTraining(experiment(revive_after=1))
     params, extra = jax.jit(task.init)(jax.random.key(0))
+    batch, compiled = task.prepare(next(task.training_batches(0))), jax.jit(task.gradients)
+    return task, params, extra, batch, lambda params: compiled(params, extra, {}, batch, jax.random.key(1), 0)
+
+
+def test_usage_is_counted_for_each_scale(started):
+    _, params, _, batch, step = started
+    params = jax.tree.map(lambda p: p, params)  # dicts of its own
     params["model"]["quantizer"]["codebook"] *= 20  # else all latents are nearest to the same code
-    batch = task.prepare(next(task.training_batches(0)))
-    _, extra, metrics = jax.jit(task.gradients)(params, extra, {}, batch, jax.random.key(1), 0)
+    _, extra, metrics = step(params)
     ids = mt.Tokenizer(MODEL, params["model"]).encode(np.asarray(batch["image"]))
     for name, part in (("/1x1", ids[:, :1]), ("/2x2", ids[:, 1:5]), ("/4x4", ids[:, 5:]), ("", ids)):
         np.testing.assert_allclose(metrics[f"usage{name}"], len(np.unique(part)) / 32, rtol=1e-6)
@@ -40,11 +48,9 @@ def test_usage_is_counted_for_each_scale():
     assert len(np.unique(ids)) > 3
 
 
-def test_dead_codes_restart_at_what_scales_leave_over():
-    task = TokenizerTraining(experiment(revive_after=1))
-    params, extra = jax.jit(task.init)(jax.random.key(0))
-    batch = task.prepare(next(task.training_batches(0)))
-    _, extra, _ = jax.jit(task.gradients)(params, extra, {}, batch, jax.random.key(1), 0)
+def test_dead_codes_restart_at_what_scales_leave_over(started):
+    task, params, _, batch, step = started
+    _, extra, _ = step(params)
     new, _ = jax.jit(task.after_update)(params, extra, jax.random.key(2))
     moved = np.abs(new["model"]["quantizer"]["codebook"] - params["model"]["quantizer"]["codebook"]).max(1) > 0
     np.testing.assert_array_equal(moved, np.asarray(extra["usage"]["idle"]) >= 1)
@@ -116,11 +122,9 @@ def test_a_start_that_is_not_there_is_refused(tmp_path):
         TokenizerTraining(experiment(start_from=str(tmp_path / "none"))).start()
 
 
-def test_phi_learns_and_does_not_decay():
-    task = TokenizerTraining(experiment())
-    params, extra = jax.jit(task.init)(jax.random.key(0))
-    batch = task.prepare(next(task.training_batches(0)))
-    gradient, _, _ = jax.jit(task.gradients)(params, extra, {}, batch, jax.random.key(1), 0)
+def test_phi_learns_and_does_not_decay(started):
+    task, params, *_, step = started
+    gradient, _, _ = step(params)
     assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(gradient["model"]["quantizer"]["phi"]))
     zeros = jax.tree.map(jnp.zeros_like, params)
     optimizer = task.optimizer(experiment())

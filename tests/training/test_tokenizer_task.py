@@ -15,10 +15,12 @@ import mmgen
 from mmgen.config import Data, Shapes
 from mmgen.data import open_source
 from mmgen.training import loop, tokenizer_task
+from mmgen.training.checkpoint import Checkpoints
 from mmgen.training.metrics import read_metrics
+from mmgen.training.state import TrainState
 from mmgen.training.tokenizer_task import TokenizerTraining, _decayed
 
-PATCHES = mt.PatchGAN(channels=4, layers=2, groups=2)
+PATCHES = mt.PatchGAN(channels=4, layers=1, groups=2)
 ADVERSARIAL = mt.TokenizerLosses(l1=1.0, adversarial=0.5, adversarial_start=10, adaptive=True, discriminator=PATCHES)
 
 
@@ -90,29 +92,38 @@ def test_a_run_learns_resumes_bitwise_and_exports(tmp_path, monkeypatch):
     losses = mt.TokenizerLosses(l1=1.0, adversarial=0.1, adversarial_start=2, discriminator=PATCHES)
 
     def run(name, steps):
-        held_out = Data(Shapes("test", 16), size=32)
+        held_out = Data(Shapes("test", 4), size=32)
         chosen = tokenizer_experiment(losses, steps=steps, accumulate=2, ema=0.9, validation=held_out)
         return mmgen.train(chosen, tmp_path / name)
 
-    run("stopped", 10)
-    run("stopped", 20)
-    result = run("straight", 20)
+    run("stopped", 4)
+    run("stopped", 8)
+    result = run("straight", 8)
     stopped, straight = (read_metrics(tmp_path / name) for name in ("stopped", "straight"))
     shown = ("loss", "perplexity", "discriminator")
     values = [[tuple(entry[name] for name in shown) for entry in run if "loss" in entry] for run in (stopped, straight)]
-    assert values[0] == values[1] and len(values[0]) == 20
-    assert result.metrics["l1"] < 0.7 * straight[0]["l1"]
+    assert values[0] == values[1] and len(values[0]) == 8
+    assert result.metrics["l1"] < 0.9 * straight[0]["l1"]
     assert result.metrics["validation/psnr"] > 5.0 and result.metrics["perplexity"] > 1.0
-    assert [path.name for path in sorted((tmp_path / "stopped/previews").iterdir())] == ["step-0000010.png", "step-0000020.png"]
-    monkeypatch.setattr(tokenizer_task, "open_source", None)  # a checkpoint is exported without the data
-    assert loop.export(tmp_path / "straight", tmp_path / "best", "best") == 20
+    assert [path.name for path in sorted((tmp_path / "stopped/previews").iterdir())] == ["step-0000004.png", "step-0000008.png"]
+    monkeypatch.setattr(tokenizer_task, "opened", None)  # a checkpoint is exported without the data
+    assert loop.export(tmp_path / "straight", tmp_path / "best", "best") == 8
+    assert (tmp_path / "best/step.json").read_text() == (tmp_path / "straight/export/step.json").read_text()
     np.testing.assert_array_equal(*(mt.load(tmp_path / name).params["quantizer"]["codebook"] for name in ("best", "straight")))
-    with pytest.raises(UserError, match=r"no checkpoint 7, it has those of step \[20\]"):
+    with pytest.raises(UserError, match=r"no checkpoint 7, it has those of step \[8\]"):
         loop.export(tmp_path / "straight", tmp_path / "seven", 7)
     source = open_source(Data(Shapes("test", 4), size=32))
     tokenizer = mt.load(tmp_path / "straight")
     assert tokenizer.decode(tokenizer.encode(np.stack([source[i]["image"] for i in range(4)]))).shape == (4, 32, 32, 3)
     assert tokenizer.layout.sites == 4
+
+
+def test_without_validation_no_checkpoint_is_the_best(tmp_path):
+    loop.claim(tmp_path, tokenizer_experiment())
+    with Checkpoints(tmp_path / "checkpoints", 1) as checkpoints:
+        checkpoints.save(TrainState(jnp.int32(5), {"kernel": jnp.zeros(2)}, {}, {}, {}), {}, None)
+    with pytest.raises(UserError, match=r"no checkpoint 'best' \(none of them was validated\), it has those of step \[5\]"):
+        loop.export(tmp_path, tmp_path / "best", "best")
 
 
 def test_another_size_of_pictures_is_refused(tmp_path):

@@ -112,6 +112,13 @@ class Tokenizer:
         self.params = jax.tree.map(jnp.asarray, params)
         self.family, self._functions = family_of(config)
 
+    def __str__(self) -> str:
+        count, size = sum(leaf.size for leaf in jax.tree.leaves(self.params)) / 1e6, self.config.image_size
+        return f"{self.family}, {count:.2f}M parameters, {size} x {size} pixels -> {self.layout}"
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self})"
+
     @property
     def layout(self) -> TokenLayout:
         """Of pictures of the training resolution."""
@@ -221,6 +228,8 @@ class Tokenizer:
         save_arrays(folder, self.params)
         if self.buffers:
             save_arrays(folder, unflatten(self.buffers), stem="reference_buffers")
+        else:  # of a tokenizer that was here
+            (folder / "reference_buffers.safetensors").unlink(missing_ok=True)
         write_json(folder / "config.json", self._description())
 
     def _description(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ EXAMPLE = """example:
   mmgen-tokenizers convert llamagen-vq vq_ds16_c2i.pt --out models/vq16
   mmgen-tokenizers reconstruct photos/ --tokenizer models/vq16 --out grid.png"""
 SEEN = 256  # pictures that a palette is chosen by
+CARD = 192  # pixels across, at least, of a picture beside its reconstruction: small ones are enlarged
 
 
 # Pictures ----------------------------------------------------------------------------------------------------------
@@ -101,14 +102,18 @@ def encode(args: argparse.Namespace) -> None:
 
 
 def decode(args: argparse.Namespace) -> None:
-    """Turn token shards back into pictures: one PNG each, named by its number and as the picture was.
+    """Turn ids back into pictures: one PNG each, named by its number and, of token shards, as the picture was.
+
+    CODES is a folder of token shards, or an .npz with "tokens" [N, sites], as `mmgen sample --tokens` writes it.
 
     example:
       mmgen-tokenizers decode codes/ --tokenizer models/vq16 --out pictures/
     """
-    from .streaming import decode_shards
+    from .streaming import decode_array, decode_shards
 
-    print(f"wrote {decode_shards(_loaded(args.tokenizer), existing(args.codes), args.out, args.batch)} pictures to {args.out}")
+    codes = existing(args.codes)
+    decoded = decode_array if codes.is_file() else decode_shards
+    print(f"wrote {decoded(_loaded(args.tokenizer), codes, args.out, args.batch)} pictures to {args.out}")
 
 
 def reconstruct(args: argparse.Namespace) -> None:
@@ -118,7 +123,7 @@ def reconstruct(args: argparse.Namespace) -> None:
       mmgen-tokenizers reconstruct photo.jpg emoji/ --tokenizer models/vq16 --out grid.png
     """
     from .metrics import psnr, ssim
-    from .pictures import grid, to_float, to_uint8, with_caption, write_png
+    from .pictures import enlarged, grid, to_float, to_uint8, with_caption, write_png
 
     tokenizer = _loaded(args.tokenizer)
     size = args.size or tokenizer.config.image_size
@@ -131,12 +136,37 @@ def reconstruct(args: argparse.Namespace) -> None:
         found = np.stack([psnr(before, again), ssim(before, again)], 1)
         for name, *three, (decibels, likeness) in zip(names, before, again, difference, found, strict=True):
             print(f"{decibels:6.2f} dB  {likeness:.3f}  {name}")
-            cards.append(with_caption(to_uint8(np.concatenate(three, axis=1)), f"{decibels:.1f} dB {likeness:.3f}"))
+            card = enlarged(to_uint8(np.concatenate(three, axis=1)), CARD)
+            cards.append(with_caption(card, f"{decibels:.1f} dB  {likeness:.3f}"))
         scores += found.tolist()
     mean = np.mean(scores, 0)
-    columns = max(1, min(len(cards), 1024 // (3 * size), 4))
+    columns = max(1, min(len(cards), 1024 // cards[0].shape[1], 4))
     write_png(args.out, grid(np.stack(cards), columns), {"psnr": f"{mean[0]:.2f}", "ssim": f"{mean[1]:.4f}"})
     print(f"{mean[0]:6.2f} dB  SSIM {mean[1]:.3f}  mean of {len(cards)}; wrote {args.out}")
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Measure what a tokenizer keeps of a set of pictures: PSNR, SSIM, use of the codebook; if asked for, rFID and LPIPS.
+
+    Pictures are cut as ADM cuts them, which LlamaGen's rFID follows, reconstructions are rounded to 256 steps, and rFID
+    compares them with the same pictures. The weights of InceptionV3 are those of the graph of 2015 under torchvision's names
+    (pt_inception-2015-12-05-6726825d.pth), those of LPIPS are vgg16's and the package's linear layers.
+
+    example:
+      mmgen-tokenizers evaluate models/vq16 --data imagenet/val --size 256 --inception pt_inception.pth --out rfid.json
+    """
+    from .evaluation.reconstruction import evaluate as measure
+    from .evaluation.results import explain
+    from .files import write_json
+
+    for file in (args.data, *filter(None, [args.inception, *(args.lpips or ())])):
+        existing(file)
+    tokenizer = _loaded(args.tokenizer)
+    found = measure(tokenizer, args.data, args.size, args.crop, args.inception, args.lpips, args.save_statistics)
+    print(f"{found['pictures']['pictures']} pictures of {args.data}\n{explain(found)}")
+    if args.out:
+        write_json(args.out, found)
+        print(f"wrote {args.out}")
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -151,14 +181,17 @@ def convert(args: argparse.Namespace) -> None:
       mmgen-tokenizers convert llamagen-vq vq_ds16_c2i.pt --out models/vq16
     """
     from .api import convert as convert_checkpoint
+    from .files import check_free, check_target
 
+    check_free(args.out, args.overwrite)
+    check_target(args.out, args.checkpoint)
     tokenizer = convert_checkpoint(args.family, existing(args.checkpoint), config=json_object(args.config))
     if args.check:
         from .pretrained.check import explain, table_of
 
         print(explain(tokenizer, table_of(tokenizer), existing(args.check)))
     tokenizer.save(args.out)
-    print(f"wrote {args.out}: {_summary(tokenizer)}")
+    print(f"wrote {args.out}: {tokenizer}")
 
 
 def pixels(args: argparse.Namespace) -> None:
@@ -171,7 +204,9 @@ def pixels(args: argparse.Namespace) -> None:
     """
     from .api import Tokenizer
     from .families.pixels import Pixels, choose_palette
+    from .files import check_free
 
+    check_free(args.out, args.overwrite)
     if (args.palette is None) != (args.pictures is None):
         raise UserError("--palette and --pictures go together: so many colours, by the pictures of that folder")
     palette = ()
@@ -180,7 +215,7 @@ def pixels(args: argparse.Namespace) -> None:
         palette = choose_palette((picture for _, picture in _readable(files[:: -(-len(files) // SEEN)])), args.palette)
     tokenizer = Tokenizer(Pixels(palette, args.size), {})
     tokenizer.save(args.out)
-    print(f"wrote {args.out}: {_summary(tokenizer)}")
+    print(f"wrote {args.out}: {tokenizer}")
 
 
 def pull(args: argparse.Namespace) -> None:
@@ -214,18 +249,10 @@ def info(args: argparse.Namespace) -> None:
     from .configs import to_json
 
     tokenizer = load(args.folder)
-    print(f"{args.folder}: {_summary(tokenizer)}")
+    print(f"{args.folder}: {tokenizer}")
     print(f"source       {tokenizer.source or 'trained here'}")
     print(f"fingerprint  {tokenizer.fingerprint}")
     print(f"config       {json.dumps(to_json(tokenizer.config), indent=2)}")
-
-
-def _summary(tokenizer: Any) -> str:
-    import jax
-
-    layout, size = tokenizer.layout, tokenizer.config.image_size
-    count = sum(leaf.size for leaf in jax.tree.leaves(tokenizer.params))
-    return f"{tokenizer.family}, {count / 1e6:.2f}M parameters, {size} x {size} pixels -> {layout}"
 
 
 def list_families(args: argparse.Namespace) -> None:
@@ -245,6 +272,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
     "encode": encode,
     "decode": decode,
     "reconstruct": reconstruct,
+    "evaluate": evaluate,
     "convert": convert,
     "pixels": pixels,
     "pull": pull,
@@ -264,8 +292,10 @@ def parser(verb: str) -> Parser:
         p.add_argument("--caption", default="text", metavar="KEY", help="of the captions in metadata.jsonl (text)")
     if verb in ("encode", "reconstruct"):
         p.add_argument("--size", type=positive, metavar="PIXELS", help="the shorter side; the training resolution unless given")
+    if verb == "evaluate":
+        evaluate_arguments(p)
     if verb == "decode":
-        p.add_argument("codes", metavar="CODES", help="folder of token shards")
+        p.add_argument("codes", metavar="CODES", help="folder of token shards, or FILE.npz with tokens")
     if verb in ("encode", "decode", "reconstruct"):
         p.add_argument("--tokenizer", required=True, metavar="DIR", help="an exported or converted folder, or a run folder")
         p.add_argument("--batch", type=positive, default=64, metavar="N", help="pictures in memory at a time (64)")
@@ -284,11 +314,24 @@ def parser(verb: str) -> Parser:
         p.add_argument("--palette", type=int, metavar="N", help="colours, instead of 8 bits a channel")
         p.add_argument("--pictures", metavar="FOLDER", help="that the colours are chosen by")
         p.add_argument("--out", required=True, metavar="DIR")
+    if verb in ("convert", "pixels"):
+        p.add_argument("--overwrite", action="store_true", help="replace the model that DIR holds")
     if verb == "list":
         p.add_argument("--markdown", action="store_true", help="as the table of the README")
     if verb == "info":
         p.add_argument("folder", metavar="DIR")
     return p
+
+
+def evaluate_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("tokenizer", metavar="TOKENIZER", help="an exported or converted folder, or a run folder")
+    p.add_argument("--data", required=True, metavar="FOLDER|FILE.npz", help="pictures, or uint8 arr_0 [N, H, W, 3]")
+    p.add_argument("--size", type=positive, metavar="PIXELS", help="of the squares; the training resolution unless given")
+    p.add_argument("--crop", choices=("adm", "lanczos"), default="adm", help="how they are cut (adm)")
+    p.add_argument("--inception", metavar="FILE", help="weights of InceptionV3, for rFID")
+    p.add_argument("--lpips", nargs="+", metavar="FILE", help="weights of LPIPS")
+    p.add_argument("--out", metavar="FILE.json", help="the figures and all they depend on")
+    p.add_argument("--save-statistics", metavar="FILE.npz", help="of the originals, for later")
 
 
 def pull_arguments(p: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import errno
+import functools
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -42,8 +43,11 @@ def plain_warnings() -> None:
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """Returns " Did you mean 'x'?" for the closest of the choices, or "" when nothing is close."""
-    choices = [str(choice) for choice in choices]
+    """Returns " Did you mean 'x'?" for the closest of the choices, or "" when nothing is close: one letter wrong or exchanged
+    in up to six, about one in four of more."""
+    word, choices = str(word), [str(choice) for choice in choices]
+    wrong = max(1, (len(word) + 1) // 4) / max(1, len(word))
+    like = functools.partial(difflib.get_close_matches, n=1, cutoff=max(0.65, 1 - wrong - 1e-6))
     lowered = {choice.lower(): choice for choice in choices}
-    found = difflib.get_close_matches(str(word), choices, n=1) or difflib.get_close_matches(str(word).lower(), lowered, n=1)
+    found = like(word, choices) or like(word.lower(), lowered)
     return f" Did you mean {lowered.get(found[0], found[0])!r}?" if found else ""

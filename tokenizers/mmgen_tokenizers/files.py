@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,19 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
+def models_in(folder: Path) -> list[Path]:
+    """The folders directly below that are runs, or exported or converted models."""
+    marks = ("config.json", "experiment.json", "export/config.json")
+    below = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in below if any((path / mark).is_file() for mark in marks)]
+
+
 def read_json(path: str | Path) -> dict[str, Any]:
     """A JSON object. Raises `UserError` where the file is absent or damaged."""
     path = Path(path)
     if not path.is_file():
+        if inside := models_in(path.parent):
+            raise UserError(f"{path.parent} holds models and is none itself: name {' or '.join(map(str, inside))}")
         siblings = [p.name for p in path.parent.parent.iterdir()] if path.parent.parent.is_dir() else []
         known = "" if path.parent.is_dir() else nearest(path.parent.name, siblings)
         raise UserError(f"there is no {path}: name a folder that was exported or converted, or a run's.{known}")
@@ -70,6 +80,15 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object")
     return value
+
+
+def arrays_in(path: str | Path) -> list[str]:
+    """Names of the arrays in an .npz file, none read; empty where it is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except (zipfile.BadZipFile, OSError):
+        return []
 
 
 def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
@@ -133,6 +152,14 @@ def check_target(out: str | Path, source: str | Path | None = None) -> None:
         raise UserError(f"{out} is a run folder: write the model elsewhere, with another --out")
     if source is not None and Path(source).resolve() in (out.resolve(), (out / "model.safetensors").resolve()):
         raise UserError(f"{out} holds the checkpoint {source} itself, which would be overwritten: choose another --out")
+
+
+def check_free(out: str | Path, overwrite: bool) -> None:
+    """Raises UserError where a command would take the place of another model, unless it was told to."""
+    if (Path(out) / "config.json").is_file() and not overwrite:
+        raise UserError(
+            f"{out} holds a model already: choose another --out, or add --overwrite to replace it, its own tokenizer included"
+        )
 
 
 def save_arrays(folder: str | Path, params: Mapping[str, Any], stem: str = "model") -> None:
@@ -330,5 +357,5 @@ def rename(
     problems = [_listed("missing", missing), _listed("not known", extra), _listed("of another shape", misshaped)]
     if any(problems):
         listed = "; ".join(filter(None, problems))
-        raise UserError(f"the checkpoint does not fit: {listed}. Pass the config it was trained with")
+        raise UserError(f"the checkpoint does not fit: {listed}. Pass the config that it was trained with (--config FILE.json)")
     return renamed

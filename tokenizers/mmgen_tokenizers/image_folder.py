@@ -61,7 +61,7 @@ class ImageFolderSource:
         return self._rows[index].get("text")
 
     def _described(self, metadata: Path, caption: str, captioned: bool) -> list[Row]:
-        described = list(_read_metadata(metadata))
+        described = _read_metadata(metadata)
         keys = {key for _, row in described for key in row}
         if caption not in keys and (captioned or caption != "text"):
             columns = ", ".join(sorted(keys - {"file_name"})) or "none"
@@ -106,18 +106,35 @@ def _pictures(folder: Path) -> Iterator[Path]:
                 yield path.relative_to(folder)
 
 
-def _read_metadata(path: Path) -> Iterator[tuple[str, Row]]:
-    """(where it stands, for messages; the row) of each line."""
+def _read_metadata(path: Path) -> list[tuple[str, Row]]:
+    """(where it stands, for messages; the row) of each line. Raises UserError that counts the wrong ones and names the
+    first."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.DictReader(file) if path.suffix == ".csv" else (json.loads(line) for line in file if line.strip())
-            for number, row in enumerate(lines, 1):
-                where = f"row {number} of {path}"
-                if not isinstance(row, dict) or not isinstance(row.get("file_name"), str) or not row["file_name"]:
-                    raise UserError(f"{where} has no file_name: each row needs the path of its picture")
-                yield where, row
-    except (ValueError, csv.Error) as error:  # ValueError: JSON and UTF-8
+            rows = list(csv.DictReader(file)) if path.suffix == ".csv" else [_parsed(line) for line in file if line.strip()]
+    except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as {path.suffix[1:]} in UTF-8: {error}") from None
+    found = [(f"row {number} of {path}", row) for number, row in enumerate(rows, 1)]
+    wrong = [f"{where} {fault}" for where, row in found if (fault := _fault(row))]
+    if wrong:
+        raise UserError(wrong[0] + (f" ({len(wrong)} of {len(rows)} rows are wrong)" if len(wrong) > 1 else ""))
+    return found
+
+
+def _parsed(line: str) -> Row | ValueError:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        return error
+
+
+def _fault(row: Row | ValueError) -> str | None:
+    """What is wrong with a row."""
+    if isinstance(row, ValueError):
+        return f"is not JSON: {row}"
+    if not isinstance(row, dict) or not isinstance(row.get("file_name"), str) or not row["file_name"]:
+        return "has no file_name: each row needs the path of its picture"
+    return None
 
 
 def _caption(value: Any) -> str | None:

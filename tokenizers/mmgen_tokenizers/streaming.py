@@ -13,6 +13,7 @@ import numpy as np
 
 from .api import Tokenizer
 from .errors import UserError
+from .files import arrays_in
 from .image_folder import ImageFolderSource
 from .layout import TokenLayout
 from .pictures import PictureError, cover, fit, write_png
@@ -196,6 +197,25 @@ def decode_shards(tokenizer: Tokenizer, folder: str | Path, out: str | Path, bat
             drawn += 1
             counter.add(1)
     return drawn
+
+
+def decode_array(tokenizer: Tokenizer, path: str | Path, out: str | Path, batch: int = 64) -> int:
+    """Draws the pictures of the array "tokens" of an .npz as OUT/NUMBER.png; returns how many.
+
+    Raises UserError where there is none, or where its ids are not the tokenizer's.
+    """
+    names = arrays_in(path)
+    if "tokens" not in names:
+        raise UserError(f"{path} has no array 'tokens' (it has {', '.join(names) or 'none'}): name an .npz with one, or shards")
+    with np.load(path) as arrays:
+        tokens = arrays["tokens"]
+    with Counter(len(tokens), "pictures") as counter:
+        for first in range(0, len(tokens), batch):
+            pictures = tokenizer.decode(tokens[first : first + batch])
+            for index, picture in enumerate(pictures, first):
+                write_png(Path(out) / f"{index:05d}.png", picture)
+            counter.add(len(pictures))
+    return len(tokens)
 
 
 def layout_of(tokenizer: Tokenizer, height: int, width: int) -> TokenLayout:

@@ -25,8 +25,11 @@ def settings(
 ) -> dict[str, Any]:
     """`defaults` overridden by the user's config, whose sections (taming's "ddconfig") are opened.
 
-    `claims` are keys that `agree` checks. Warns of keys that are `ignored`, by name; raises UserError at any other.
+    `claims` are keys that `agree` checks. Warns of keys that are `ignored`, by name; raises UserError at any other, and at a
+    value of another kind than its default.
     """
+    if not isinstance(config or {}, Mapping):
+        raise UserError(f"{family}: the config must be an object of keys and values, not {config!r}")
     known, given = {*defaults, *claims, *ignored}, {}
     for key, value in (config or {}).items():
         opened = isinstance(value, Mapping) and key not in known
@@ -34,9 +37,26 @@ def settings(
     for key in given:
         if key not in known:
             raise UserError(f"{family}: unknown config key {key!r}.{nearest(key, known)} Known: {', '.join(sorted(known))}")
+        if key in defaults:
+            _check_kind(f"{family}: config {key}", given[key], defaults[key])
     if unused := [key for key in given if key in ignored]:
         warnings.warn(f"{family} ignores the config keys {', '.join(unused)}", stacklevel=3)
     return {**defaults, **given}
+
+
+def _check_kind(what: str, value: Any, default: Any) -> None:
+    """Raises UserError unless the value is the default or like it. None stands for what the weights or the size say."""
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    fits, kind = {
+        bool: (isinstance(value, bool), "true or false"),
+        int: (whole, "a whole number from 1 on"),
+        float: (isinstance(value, int | float) and not isinstance(value, bool), "a number"),
+        str: (isinstance(value, str), "a text"),
+        tuple: (isinstance(value, list | tuple) and all(isinstance(item, int) for item in value), "a list of whole numbers"),
+        type(None): (whole, "a whole number from 1 on"),
+    }[type(default)]
+    if value is not default and not fits:
+        raise UserError(f"{what} is {value!r}, but must be {kind}")
 
 
 def agree(family: str, given: Mapping[str, Any], found: Mapping[str, Any]) -> None:

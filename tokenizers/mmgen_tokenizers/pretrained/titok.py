@@ -36,7 +36,7 @@ PRESETS = {
     "TiTok-BL-128-VQ": TiTok(B, L, SINGLE, 128),
     "TiTok-SL-256-VQ": TiTok(S, L, SINGLE, 256),
 }
-DEFAULTS = {"use_l2_norm": None, "is_legacy": None, "heads": None, "commitment_cost": 0.25}
+DEFAULTS = {"use_l2_norm": True, "is_legacy": True, "heads": None, "commitment_cost": 0.25}  # with MaskGIT's decoder
 CLAIMS = ("codebook_size", "token_size", "num_latent_tokens", "vit_enc_patch_size", "vit_dec_patch_size", "crop_size",
           "finetune_decoder")  # fmt: skip
 IGNORED = ("vit_enc_model_size", "vit_dec_model_size", "quantize_mode")
@@ -73,23 +73,22 @@ def table() -> list[Row]:
 
 def configure(config: Mapping[str, Any] | None, state: State) -> TiTok:
     """The configuration that the weights show, completed from `config`, which must not contradict them."""
-    c = settings(FAMILY, config, DEFAULTS, CLAIMS, IGNORED)
     flat = parameters(FAMILY, state, table(), ("latent_tokens", "quantize.embedding.weight", "decoder.ffn.0.weight"))
     proxy = _proxy(flat)
     legacy = proxy is not None
-    normalize = legacy if c["use_l2_norm"] is None else c["use_l2_norm"]
+    c = settings(FAMILY, config, DEFAULTS | {"use_l2_norm": legacy, "is_legacy": legacy}, CLAIMS, IGNORED)
     size, dim = flat["quantizer.codebook"].shape
     patch = math.isqrt(flat["encoder.patch.kernel"].shape[0] // 3)
     image_size = patch * math.isqrt(len(flat["encoder.positions"]) - 1)
     ours = TiTok(
         encoder=trunk_of(flat, "encoder", c["heads"]),
         decoder=trunk_of(flat, "decoder", c["heads"]),
-        quantizer=VQ(size, dim, normalize, commitment=float(c["commitment_cost"])),
+        quantizer=VQ(size, dim, c["use_l2_norm"], commitment=float(c["commitment_cost"])),
         tokens=len(flat["encoder.latents"]),
         image_size=image_size,
         patch=patch,
         proxy=proxy,
-        scrambled=legacy if c["is_legacy"] is None else c["is_legacy"],
+        scrambled=c["is_legacy"],
     )
     agree(FAMILY, c, {"codebook_size": size, "token_size": dim, "num_latent_tokens": ours.tokens, "vit_enc_patch_size": patch})
     agree(FAMILY, c, {"vit_dec_patch_size": patch, "crop_size": image_size, "finetune_decoder": legacy})
