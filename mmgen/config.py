@@ -3,6 +3,7 @@
 Written in Python (`experiments/*/`), stored as JSON in the run folder, rebuilt from there without running any Python.
 Any field can be changed on the command line: `mmgen train FILE.py --optimizer.schedule.peak 1e-3`.
 """
+
 import dataclasses
 import importlib.util
 import json
@@ -71,11 +72,12 @@ class Data:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate by step: up to `peak` over `warmup` steps, then by `kind` down to `end` x peak."""
+    """Learning rate by step: up to `peak` over `warmup` steps, there for `hold` steps, then by `kind` down to `end` x peak."""
 
     kind: Literal["constant", "cosine", "linear", "steps"] = "cosine"
     peak: float = 3e-4
     warmup: int = 0
+    hold: int = 0
     end: float = 0.0
     boundaries: tuple[float, ...] = ()  # "steps": fractions of the run at which the rate is multiplied by `factor`
     factor: float = 0.1

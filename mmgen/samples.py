@@ -28,6 +28,7 @@ from mmgen.decoding.choice import Choice
 from mmgen.decoding.target import check_ranges, guidance_schedule
 from mmgen.generator import Generator, check_seed, load
 from mmgen.model.config import ClassCondition, FeatureCondition, Sampling, TextCondition
+from mmgen.training.lock import exclusive
 
 GRID = 1024  # pictures in a grid, at most
 NO_FOLDER = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".npz", ".npy", ".tif", ".tiff")  # what is not meant as a folder's name
@@ -72,8 +73,12 @@ def sample(
     rows = conditions(generator, prompts, labels, num)
     check_outputs(generator, len(rows.values), out, npz)
     about = {"model": str(folder), "weights": digest(generator), "dtype": generator.dtype.name, "seed": seed}
-    about["settings"] = settings | ({"draft": str(draft)} if draft else {})
-    settings |= {"seed": seed} | ({"draft": load(draft, dtype)} if draft else {})
+    about["settings"] = vars(generator.sampling) | settings
+    if draft:
+        drafting = load(draft, dtype)
+        about |= {"draft": str(draft), "draft_weights": digest(drafting)}
+        settings |= {"draft": drafting}
+    settings |= {"seed": seed}
     with contextlib.ExitStack() as stack:
         sinks = [stack.enter_context(sink) for sink in outputs(rows, about, out, tokens, npz)]
         forwards = draw(generator, rows, settings, sinks)
@@ -103,9 +108,10 @@ def draw(generator: Generator, rows: Rows, settings: dict[str, Any], sinks: list
 
 
 def digest(generator: Generator) -> str:
-    """8 hexadecimal digits of the weights, the tokenizer's included: a job goes on with those that began it."""
+    """8 hexadecimal digits of a generator, its tokenizer and text model included: a job goes on with what began it."""
     print_of_tokenizer = "" if generator.tokenizer is None else generator.tokenizer.fingerprint
     value = zlib.crc32(f"{generator.config} {print_of_tokenizer}".encode())
+    value = zlib.crc32(generator.text.model if generator.text else b"", value)
     for array in jax.tree.leaves(generator.params):
         value = zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data, value)
     return f"{value:08x}"
@@ -278,13 +284,9 @@ class PictureFolder:
     def __init__(self, path: Path, rows: Rows, about: dict):
         self.path, self._rows, self._about = path, rows, about
         path.mkdir(parents=True, exist_ok=True)
-        self._count = self.done
-
-    @property
-    def done(self) -> int:
-        """Those before the first file that is not of this very job."""
-        count = len(self._rows.values)
-        return next((index for index in range(count) if not self._has(index)), count)
+        count = len(rows.values)
+        # Those before the first file that is not of this very job.
+        self.done = self._count = next((index for index in range(count) if not self._has(index)), count)
 
     def _entry(self, index: int) -> dict[str, Any]:
         return {"file": f"{index:05d}.png", "index": index} | self._rows.texts[index]
@@ -302,7 +304,7 @@ class PictureFolder:
     def add(self, first: int, tokens: np.ndarray, pictures: UInt8[np.ndarray, "b h w 3"]) -> None:
         for index, picture in enumerate(pictures, first):
             write_png(self.path / self._entry(index)["file"], picture, self._metadata(index))
-            self._count = index + 1
+            self._count = max(self._count, index + 1)
 
     def __enter__(self):
         return self
@@ -328,12 +330,9 @@ class ArrayFile:
     which job it is."""
 
     def __init__(self, path: Path, rows: Rows, about: dict, name: str):
-        self.path, self.name, self._rows, self._stream = path, name, rows, None
+        self.path, self.name, self._rows, self.done, self._shape = path, name, rows, 0, None
         self._part, self._note = (path.with_name(path.name + end) for end in (".part", ".part.json"))
         self._job = json.loads(json.dumps(about | {"pictures": rows.texts}))  # as it is read back
-        noted = read_json(self._note) if self._note.is_file() and self._part.is_file() else {}
-        self._shape = tuple(noted["row"]) if noted.get("job") == self._job else None  # of a row
-        self.done = 0 if self._shape is None else self._part.stat().st_size // self._row_bytes
 
     @property
     def _row_bytes(self) -> int:
@@ -345,27 +344,32 @@ class ArrayFile:
 
     def add(self, first: int, tokens: Int[np.ndarray, "b n ..."], pictures: np.ndarray | None) -> None:
         rows = np.ascontiguousarray(tokens if self.name == "tokens" else pictures, self._dtype)
-        if self._stream is None:
-            self._begin(first, rows.shape[1:])
+        if self._shape is None:
+            self._shape = rows.shape[1:]
+            write_json(self._note, {"job": self._job, "row": self._shape})
+        self._stream.truncate(first * self._row_bytes)
         self._stream.write(rows)
         self._stream.flush()
 
-    def _begin(self, first: int, shape: tuple[int, ...]) -> None:
-        if self._shape is None:
-            self._part.unlink(missing_ok=True)  # another job's, before the note says that it is ours
-            self._shape = shape
-            write_json(self._note, {"job": self._job, "row": shape})
-        self._stream = self._part.open("ab")
-        self._stream.truncate(first * self._row_bytes)
-
     def __enter__(self):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = self._part.open("ab")
+        with contextlib.suppress(OSError):  # a file system without locks
+            exclusive(self._stream, f"{self.path} is being written by another process: let it finish, or name another file")
+        noted = read_json(self._note) if self._note.is_file() else {}
+        if noted.get("job") == self._job:
+            self._shape = tuple(noted["row"])
+            self.done = self._part.stat().st_size // self._row_bytes
+        else:
+            self._stream.truncate(0)
         return self
 
     def __exit__(self, kind, *_) -> None:
-        if self._stream is not None:
-            self._stream.close()
-        if kind is None:
-            self._finish()
+        with self._stream:
+            if kind is None:
+                self._finish()
+            elif self._shape is None:
+                self._part.unlink()
 
     def _finish(self) -> None:
         header = {"descr": self._dtype.str, "fortran_order": False, "shape": (len(self._rows.values), *self._shape)}

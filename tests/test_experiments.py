@@ -1,18 +1,22 @@
 """The experiments that come with the project: each is valid, and generators fit their tokenizers."""
 
 import ast
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
 from mmgen_tokenizers.api import family_of
 from mmgen_tokenizers.errors import UserError
-from mmgen_tokenizers.families import vqgan
-from mmgen_tokenizers.pretrained import llamagen
+from mmgen_tokenizers.pretrained import llamagen, maskgit
+from mmgen_tokenizers.pretrained import var as var_vqvae
 
 from mmgen import config, families
 from mmgen.config import TokenizerTask
 from mmgen.model import transformer
+from mmgen.training.generator_task import _check_codes
+from mmgen.training.optimizer import learning_rate
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 FOLDERS = sorted(path.parent.name for path in EXPERIMENTS.glob("*/tokenizer.py"))
@@ -65,15 +69,42 @@ def test_families_that_are_not_there_are_named():
         families.model("vq", 500)
 
 
-def test_llamagen_fits_its_published_tokenizer(tmp_path):
-    experiment = config.load_experiment(EXPERIMENTS / "imagenet256" / "llamagen_b.py")
+# Tokenizer, parameters as published, steps, guidance, the learning rate of the published code at 1/4, 5/8 and the end.
+IMAGENET256 = {
+    "llamagen_b": (llamagen.PRESETS["VQ-16"], 110.9e6, 1_501_367, 2.0, (1e-4, 1e-4, 1e-4)),
+    "nar_b": (llamagen.PRESETS["VQ-16"], 130.6e6, 1_501_367, 2.0, (1e-4, 2e-5, 8e-7)),
+    "rar_b": (maskgit.PRESETS["maskgit-f16-256"], 260.9e6, 250_000, 16.0, (4e-4, 2.05e-4, 1e-5)),
+    "var_d16": (var_vqvae.PRESETS["VAR"], 310.3e6, 333_637, 2.5, (2.475e-4, 1.388e-4, 3e-5)),
+}
+
+
+def size_of(model) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))))
+
+
+@pytest.mark.parametrize("name", IMAGENET256)
+def test_a_recipe_fits_its_published_tokenizer(name, tmp_path):
+    experiment = config.load_experiment(EXPERIMENTS / "imagenet256" / f"{name}.py")
     config.save(experiment, tmp_path / "experiment.json")
     assert config.load(tmp_path / "experiment.json") == experiment
-    model, published = experiment.task.model, llamagen.PRESETS["VQ-16"]
-    assert model.layout == vqgan.layout(published, experiment.data.size, experiment.data.size)
-    params = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == pytest.approx(110.9e6, rel=1e-3)
-    assert experiment.steps == 1_501_367 and experiment.task.sampling.guidance == 2
+    published, parameters, steps, guidance, rates = IMAGENET256[name]
+    model, size = experiment.task.model, experiment.data.size
+    assert size == published.image_size and model.layout == family_of(published)[1].layout(published, size, size)
+    _check_codes(model.plan, name, SimpleNamespace(config=published))
+    assert size_of(model) == pytest.approx(parameters, rel=0.01)  # RAR's tables have rows that no slot reads
+    assert (experiment.steps, experiment.task.sampling.guidance) == (steps, guidance)
+    rate = learning_rate(experiment.optimizer.schedule, steps)
+    assert [float(rate(steps * at)) for at in (1 / 4, 5 / 8, 1)] == pytest.approx(rates, rel=2e-3)
+
+
+@pytest.mark.parametrize("name", IMAGENET256)
+def test_a_recipe_says_what_it_costs(name):
+    path = EXPERIMENTS / "imagenet256" / f"{name}.py"
+    experiment = config.load_experiment(path)
+    model, pictures = experiment.task.model, experiment.steps * experiment.batch
+    seconds = 6 * size_of(model) * model.layout.sites * pictures / (0.35 * 989e12)
+    said = re.search(r"pictures: (\d+) hours of one H200 at 35% of its 989 TFLOP/s", path.read_text())
+    assert int(said[1]) == pytest.approx(seconds / 3600, abs=1)
 
 
 @pytest.mark.parametrize(

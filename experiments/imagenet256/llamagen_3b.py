@@ -7,7 +7,8 @@ The learning rate is the paper's for each 256 pictures. Its width of 3200 can be
 heads and MLP units.
 
 Expected, as published, with 50,000 samples and guidance 1.65: FID 3.05 (with averaged weights).
-Result: this has not been run.
+Result: this has not been run. Compiled for v5e:16x16 with --mesh.replica 2 --mesh.fsdp 128 --mesh.tensor 1, its step takes
+1.50 GiB of a chip's 15.75 (state: 0.36), and 0.13 s at the very least, an MFU of 72%.
 """
 
 from dataclasses import replace

@@ -27,6 +27,7 @@ def parser() -> Parser:
         metavar="best|last|STEP",
         help="of a run: the one with the lowest validation loss, the last one (default), or that of a step",
     )
+    p.add_argument("--overwrite", action="store_true", help="replace the model that DIR holds")
     p.add_argument("--format", metavar="NAME", help="published names: llamagen, maskbit, nar, rar, var (default: our own)")
     return p
 
@@ -35,6 +36,10 @@ def main(arguments: Sequence[str]) -> None:
     args = parser().parse_args(arguments)
     existing(args.run)
 
+    from mmgen_tokenizers.files import check_free
+
     from mmgen.folders import export
 
+    if args.format is None:
+        check_free(args.out, args.overwrite)
     print(export(args.run, args.out, args.format, args.checkpoint))

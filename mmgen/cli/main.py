@@ -13,6 +13,7 @@ VERBS = {
     "preflight": "compile an experiment's training step for devices that are not there: memory, operations, collectives",
     "tokenize": "turn a set of pictures into token shards",
     "sample": "draw pictures from a trained or converted model",
+    "evaluate": "score pictures, or a model's, against a reference: FID and its relatives",
     "edit": "draw a part of a picture anew, or continue it beyond its edges",
     "export": "write a run's weights for use elsewhere",
     "pull": "fetch a file of published weights",

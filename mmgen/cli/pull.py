@@ -1,9 +1,10 @@
-"""Fetch a file of published weights through huggingface_hub (extra `hub`): of one commit, resumable, checked by its hash.
+"""Fetch published weights through huggingface_hub (extra `hub`): of one commit, resumable, checked by their hash.
 
-The page of the file shows the commit and the SHA-256. Without --sha256 the hash of what came is printed, and noted in
-pulled.json beside the file.
+NAME is a tokenizer that `mmgen-tokenizers list` shows. Without --revision the commit is the newest one at the first time and
+the same ever after: pulled.json beside the file notes it, and the hash of what came. The page of a file shows both.
 
 example:
+  mmgen pull VQ-16 --out weights
   mmgen pull FoundationVision/LlamaGen c2i_B_256.pt --revision COMMIT --sha256 HASH --out weights
 """
 

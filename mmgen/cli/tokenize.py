@@ -37,8 +37,9 @@ def parser() -> Parser:
     p.add_argument(
         "--crops",
         default="center",
-        metavar="center|random:K|ten[:MARGINS]",
-        help="of each picture the middle (default), K random crops, or LlamaGen's ten (ten:1.1,1.05: twice ten)",
+        metavar="center|random:K[:MARGIN]|ten[:MARGINS]",
+        help="of each picture the middle (default), K random crops (random:10:1.125: as VAR's), or LlamaGen's ten "
+        "(ten:1.1,1.05: twice ten)",
     )
     p.add_argument("--flip", action="store_true", help="mirror half of the random crops")
     p.add_argument("--count", type=int, metavar="N", help="only the first N pictures")

@@ -42,7 +42,7 @@ class TextTokenizer:
     """Text -> ids below `vocabulary`: 0 pads, 1 stands for characters it does not know, 2 ends every prompt."""
 
     def __init__(self, model: bytes):
-        self._model = model
+        self.model = model
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
@@ -117,7 +117,7 @@ class TextTokenizer:
 
     def save(self, path: str | Path) -> None:
         """Writes PATH/text.model (or PATH itself where it ends in .model), whole or not at all."""
-        write_atomically(_file(path), self._model)
+        write_atomically(_file(path), self.model)
 
     @classmethod
     def load(cls, path: str | Path) -> "TextTokenizer":

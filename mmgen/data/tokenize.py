@@ -33,10 +33,10 @@ def tokenize(
 ) -> int:
     """Encodes the pictures that `data` names (see `parse_source`) with the tokenizer in a folder; returns their number.
 
-    `crops`: "center" (one of each), "random:K" (K random ones, half of them mirrored with `flip`), "ten" (LlamaGen's, arXiv
-    2406.06525) or "ten:1.1,1.05" (ten for each margin: all that LlamaGen and RAR train on). Picture i gives the same crops
-    whatever the count. Damaged pictures are replaced and counted. Raises UserError for an unknown crop, source or tokenizer,
-    and where `out` holds shards already.
+    `crops`: "center" (one of each), "random:K" (K random ones, half of them mirrored with `flip`), "random:K:1.125" (of that
+    margin all, as VAR's, arXiv 2404.02905), "ten" (LlamaGen's and RAR's, arXiv 2406.06525 and 2411.00776) or "ten:1.1,1.05"
+    (ten for each margin: all that LlamaGen trains on). Picture i gives the same crops whatever the count. Damaged pictures are
+    replaced and counted. Raises UserError for an unknown crop, source or tokenizer, and where `out` holds shards already.
     """
     if count is not None and count < 1:
         raise UserError(f"--count {count}: ask for at least one picture")
@@ -65,12 +65,14 @@ def tokenize(
 
 def crop_policy(crops: str, size: int, flip: bool, seed: int) -> tuple[str, Crop]:
     """The manifest's name of a policy, and the function (picture, index) -> its crops uint8 [crops, size, size, 3]."""
-    name, _, number = crops.partition(":")
+    name, _, rest = crops.partition(":")
+    number, _, own = rest.partition(":")
     if name == "random" and number.isdigit() and int(number) > 0:
+        margin = _margin(crops, own) if own else None
 
         def random(picture: np.ndarray, index: int) -> np.ndarray:
             rng = np.random.default_rng([seed, index])
-            return np.stack([fit(picture, size, "random", flip, rng) for _ in range(int(number))])
+            return np.stack([fit(picture, size, "random", flip, rng, margin) for _ in range(int(number))])
 
         return "random", random
     if flip:
@@ -78,17 +80,17 @@ def crop_policy(crops: str, size: int, flip: bool, seed: int) -> tuple[str, Crop
     if crops == "center":
         return "center", lambda picture, index: fit(picture, size)[None]
     if name == "ten":
-        margins = _margins(number)
+        margins = [_margin(crops, text) for text in rest.split(",")] if rest else [1.1]
         return "ten", lambda picture, index: np.concatenate([ten_crop(picture, size, margin) for margin in margins])
     near = nearest(name, ("center", "random", "ten"))
     raise UserError(f"unknown crops {crops!r}: center, random:K (K crops of each picture) or ten.{near}")
 
 
-def _margins(text: str) -> list[float]:
+def _margin(crops: str, text: str) -> float:
     try:
-        margins = [float(margin) for margin in text.split(",")] if text else [1.1]
+        margin = float(text)
     except ValueError:
-        margins = []
-    if not margins or not all(1 <= margin <= 2 for margin in margins):
-        raise UserError(f"--crops ten:{text}: write the margins around each ten crops, 1 to 2, as in ten:1.1,1.05")
-    return margins
+        margin = 0.0
+    if not 1 <= margin <= 2:
+        raise UserError(f"--crops {crops}: margins around crops are 1 to 2, as in ten:1.1,1.05 and random:10:1.125")
+    return margin

@@ -122,8 +122,8 @@ def check_ranges(given: dict) -> None:
         raise UserError(f"temperature {temperature} must be positive; for the likeliest tokens set top-k to 1")
     if not 0 < top_p <= 1:
         raise UserError(f"top_p {top_p} must be in (0, 1]")
-    if not top_k >= 0:
-        raise UserError(f"top_k {top_k:g} must be 0 (all tokens) or more")
+    if not top_k >= 0 or top_k % 1:
+        raise UserError(f"top_k {top_k:g} must be a whole number: 0 (all tokens) or more")
     _guidance(given.get("guidance", 1))
 
 

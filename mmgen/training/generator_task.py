@@ -256,11 +256,13 @@ def _with_params(generator: Generator, params: Tree) -> Generator:
 
 
 def decayed(axes: Tree) -> Tree:
-    """Decay mask: what has two axes or more beside that of the stacked layers, is trained, and is no bias."""
+    """Decay mask: what has two axes or more beside that of the stacked layers, is trained, and is no bias and no place
+    (VAR's and RAR's authors spare those, too)."""
 
     def decays(path: tuple, names: tuple) -> bool:
         matrix = len([name for name in names if name != "layers"]) >= 2
-        return matrix and "frozen" not in names and not path[-1].key.endswith("bias")  # those of heads have two axes
+        place = path[0].key == "ends" and path[1].key in ("places", "number")
+        return matrix and "frozen" not in names and not place and not path[-1].key.endswith("bias")  # some have two axes
 
     return jax.tree_util.tree_map_with_path(decays, axes, is_leaf=lambda names: isinstance(names, tuple))
 

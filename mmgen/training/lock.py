@@ -27,14 +27,17 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _take(file: BinaryIO, folder: Path) -> None:
+    file.seek(0)
+    holder = file.read().decode() or "another process"
+    remedy = "let it finish, or stop it (ctrl-C there saves first); another run needs another folder"
+    exclusive(file, f"{folder} is in use by {holder}: {remedy}")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+
+
+def exclusive(file: BinaryIO, taken: str) -> None:
+    """Keeps other processes from this file while it is open here. Raises UserError(taken) where one has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.seek(0)
-        holder = file.read().decode() or "another process"
-        raise UserError(
-            f"{folder} is in use by {holder}: let it finish, or stop it (ctrl-C there saves first); another run needs another "
-            "folder"
-        ) from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        raise UserError(taken) from None

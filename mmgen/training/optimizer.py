@@ -16,23 +16,25 @@ def learning_rate(schedule: Schedule, steps: int) -> optax.Schedule:
 
     Step s of the warm-up has the rate peak x (s + 1) / warmup, so that no step is wasted at a rate of 0.
     """
-    if schedule.warmup >= steps and schedule.kind != "constant":
+    begun = schedule.warmup + schedule.hold
+    if begun >= steps and schedule.kind != "constant":
         raise UserError(
-            f"schedule: a warm-up of {schedule.warmup} steps leaves nothing of a run of {steps} steps: train for more, or set "
-            "--optimizer.schedule.warmup to less"
+            f"schedule: a warm-up of {schedule.warmup} steps and {schedule.hold} at the peak leave nothing of a run of {steps} "
+            "steps: train for more, or set --optimizer.schedule.warmup and hold to less"
         )
     if not schedule.peak > 0:
         raise UserError(f"--optimizer.schedule.peak {schedule.peak} must be a positive learning rate")
-    after = _after_warmup(schedule, steps)
-    if not schedule.warmup:
+    after = _after(schedule, begun, steps)
+    if not begun:
         return after
-    ramp = optax.linear_schedule(schedule.peak / schedule.warmup, schedule.peak, max(schedule.warmup - 1, 1))
-    return optax.join_schedules([ramp, after], [schedule.warmup])
+    warmup = max(schedule.warmup, 1)
+    ramp = optax.linear_schedule(schedule.peak / warmup, schedule.peak, max(warmup - 1, 1))  # stays at the peak
+    return optax.join_schedules([ramp, after], [begun])
 
 
-def _after_warmup(schedule: Schedule, steps: int) -> optax.Schedule:
-    """What follows the warm-up, counted from its end."""
-    rest = steps - schedule.warmup
+def _after(schedule: Schedule, begun: int, steps: int) -> optax.Schedule:
+    """What follows step `begun`, counted from there."""
+    rest = steps - begun
     if schedule.kind == "cosine":
         return optax.cosine_decay_schedule(schedule.peak, rest, alpha=schedule.end)
     if schedule.kind == "linear":
@@ -40,7 +42,7 @@ def _after_warmup(schedule: Schedule, steps: int) -> optax.Schedule:
     if schedule.kind == "steps":
         if not all(0 < b < 1 for b in schedule.boundaries):
             raise UserError(f"schedule: boundaries are fractions of the run between 0 and 1, not {schedule.boundaries}")
-        drops = {round(b * steps) - schedule.warmup: schedule.factor for b in schedule.boundaries}
+        drops = {round(b * steps) - begun: schedule.factor for b in schedule.boundaries}
         return optax.piecewise_constant_schedule(schedule.peak, drops)
     return optax.constant_schedule(schedule.peak)
 

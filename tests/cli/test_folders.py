@@ -121,7 +121,8 @@ def test_export_is_complete(text_folder, tmp_path):
 
 
 def test_export_of_a_tokenizer(tokenizer_folder, tmp_path):
-    assert run("export", tokenizer_folder, "--out", tmp_path / "e") == 0
+    for overwrite, code in (((), 0), ((), 2), (("--overwrite",), 0)):
+        assert run("export", tokenizer_folder, "--out", tmp_path / "e", *overwrite) == code
     np.testing.assert_array_equal(*(load_arrays(f)["quantizer"]["codebook"] for f in (tokenizer_folder, tmp_path / "e")))
 
 
@@ -222,7 +223,7 @@ def test_export_of_one_checkpoint_of_a_run(tokenizer, tmp_path, monkeypatch, cap
     assert mt.load(tmp_path / "out").fingerprint == tokenizer.fingerprint
     assert run("info", tmp_path / "out") == 0 and "MB of step 3," in capsys.readouterr().out
     tokenizer.save(tmp_path / "other")
-    assert run("export", tmp_path / "other", "--out", tmp_path / "out") == 0
+    assert run("export", tmp_path / "other", "--out", tmp_path / "out", "--overwrite") == 0
     assert run("info", tmp_path / "out") == 0 and "of step" not in capsys.readouterr().out
     assert run("export", tmp_path / "other", "--out", tmp_path / "x", "--checkpoint", "best") == 2
     assert "no run folder" in capsys.readouterr().err

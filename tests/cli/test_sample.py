@@ -15,7 +15,8 @@ from PIL import Image
 import mmgen
 from mmgen import samples
 from mmgen.cli import main as cli
-from mmgen.model.config import FeatureCondition
+from mmgen.model.config import FeatureCondition, Sampling
+from mmgen.training.lock import exclusive
 
 
 def sample(*arguments) -> None:
@@ -81,7 +82,8 @@ def test_settings_reach_the_model(class_folder, tmp_path):
         ids.append(np.load(tmp_path / "t.npz")["tokens"])
     np.testing.assert_array_equal(*ids)
     settings = json.loads((tmp_path / "t.json").read_text())["settings"]
-    assert settings == {"guidance": 3, "guidance_schedule": ["power_cosine", 2], "temperature": 0.7, "top_k": 1}
+    given = {"guidance": 3, "guidance_schedule": ["power_cosine", 2], "temperature": 0.7, "top_k": 1}
+    assert settings == vars(Sampling()) | given  # what was not given is recorded too
 
 
 def test_parallel_decoders_draw_the_same_pictures(class_folder, tmp_path, capsys):
@@ -174,6 +176,13 @@ def test_another_job_does_not_go_on_with_a_stopped_one(class_folder, tmp_path, p
     expected = mmgen.load(class_folder).generate(labels=[0, 1, 2, 0, 1], seed=2, temperature=9.0, first_index=0).images
     np.testing.assert_array_equal(np.load(tmp_path / "a.npz")["arr_0"], to_uint8(expected))
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_two_jobs_do_not_write_one_file(class_folder, tmp_path, capsys):
+    with (tmp_path / "a.npz.part").open("ab") as file:
+        exclusive(file, "")
+        message = error(capsys, class_folder, "--num", 2, "--npz", tmp_path / "a.npz")
+    assert "a.npz is being written by another process: let it finish, or name another file" in message
 
 
 @pytest.mark.parametrize(

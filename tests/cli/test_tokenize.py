@@ -62,6 +62,14 @@ def test_ten_crops_with_two_margins():
     assert (crops[:10] != crops[10:]).any()
 
 
+def test_random_crops_of_one_margin():
+    policy, crop = crop_policy("random:30:1.125", 32, False, 0)
+    picture = np.arange(36, dtype=np.uint8)[:, None, None] + np.zeros((36, 50, 3), np.uint8)  # 1.125 x 32 rows: cut, not scaled
+    tops = [int(rows[0, 0, 0]) for rows in crop(picture, 0)]
+    assert policy == "random" and set(tops) == set(range(5))
+    np.testing.assert_array_equal(crop(picture, 0)[0, :, 0, 0], tops[0] + np.arange(32))
+
+
 def test_random_crops_follow_the_seed_and_not_the_count(tokenizer_folder, pictures, tmp_path):
     ids = []
     for name, seed, count in (("a", 1, 3), ("b", 1, 2), ("c", 2, 3)):
@@ -100,8 +108,9 @@ def test_classes_keep_their_names(tokenizer_folder, tmp_path):
         (["--crops", "tne"], "unknown crops 'tne': center, random:K (K crops of each picture) or ten. Did you mean 'ten'?"),
         (["--crops", "random"], "unknown crops 'random': center, random:K"),
         (["--crops", "random:0"], "unknown crops 'random:0'"),
-        (["--crops", "ten:wide"], "--crops ten:wide: write the margins around each ten crops, 1 to 2, as in ten:1.1,1.05"),
-        (["--crops", "ten:1.1,0.9"], "--crops ten:1.1,0.9: write the margins"),
+        (["--crops", "ten:wide"], "--crops ten:wide: margins around crops are 1 to 2, as in ten:1.1,1.05 and random:10:1.125"),
+        (["--crops", "ten:1.1,0.9"], "--crops ten:1.1,0.9: margins around crops"),
+        (["--crops", "random:2:3"], "--crops random:2:3: margins around crops"),
         (["--crops", "ten", "--flip"], "--flip goes with --crops random:K"),
         (["--count", "0"], "--count 0: ask for at least one picture"),
     ],

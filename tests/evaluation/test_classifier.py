@@ -28,9 +28,9 @@ def stream(seed):
 
 def test_it_learns_and_is_deterministic():
     unseen = next(stream(1))
-    trained = train_classifier(stream(0), classes=3, size=16, steps=30)
+    trained = train_classifier(stream(0), classes=3, size=16, steps=20)
     assert np.mean(trained(unseen["image"]) == unseen["label"]) > 0.9
-    guesses = [train_classifier(stream(0), classes=3, size=16, steps=3)(unseen["image"]) for _ in range(2)]
+    guesses = [train_classifier(stream(0), classes=3, size=16, steps=2)(unseen["image"]) for _ in range(2)]
     np.testing.assert_array_equal(*guesses)
 
 

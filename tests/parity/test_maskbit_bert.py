@@ -164,9 +164,10 @@ def test_what_does_not_fit_is_refused(fixture, tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             mmgen.convert("maskbit", weights, out=tmp_path / "x", config=config)
-    save_file({"input.weight": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match="no MaskBit generator"):
-        mmgen.convert("maskbit", tmp_path / "other.safetensors", out=tmp_path / "x")
+    for name, words in (("input_proj.weight", "no MaskBit generator"), ("input.weight", "is it a tokenizer of maskbit")):
+        save_file({name: np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
+        with pytest.raises(UserError, match=words):
+            mmgen.convert("maskbit", tmp_path / "other.safetensors", out=tmp_path / "x")
     with pytest.raises(UserError, match="LlamaGen's code has no model"):
         export(gen, tmp_path, "llamagen")
     with pytest.raises(UserError, match="MaskBit's code has no model"):

@@ -115,7 +115,11 @@ def test_a_model_without_unread_rows_is_exported_with_zeros(fixture):
 def test_recommended_sampling(fixture):
     folder, _, _, gen = fixture
     assert (gen.sampling.guidance, gen.sampling.guidance_schedule) == (16.0, ("power_cosine", 2.75))
-    assert rar._sampling({}, 24, 1024).guidance == 15.5 and rar._sampling({"guidance_scale": 0.0}, 24, 1024).guidance == 1.0
+    assert rar._recommended(24, 1024)["guidance_scale"] == 15.5
+    state = load_file(folder / "model.safetensors")
+    assert rar.configure(state, {"guidance_scale": 0.0})[1].guidance == rar.configure(state, None)[1].guidance == 1.0
+    with pytest.raises(UserError, match="rar: config guidance_scale is 'much', but must be a number"):
+        rar.configure(state, {"model": {"generator": {"guidance_scale": "much"}}})
 
 
 def test_what_does_not_fit_is_refused(fixture, tmp_path):

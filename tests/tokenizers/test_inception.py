@@ -6,21 +6,9 @@ import pytest
 from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.evaluation import inception
 from mmgen_tokenizers.files import save_arrays, unflatten
+from thin_inception import random_state
 
 SIDE = 107  # the smallest whose last blocks are not of one pixel, where a maximum is an average
-
-
-def random_state(thin: int = 16) -> dict[str, np.ndarray]:
-    """Tensors of a file, so that activations keep their size through the network."""
-    rng, state = np.random.default_rng(0), {}
-    for name, shape in inception.shapes(thin).items():
-        spread = (2 / np.prod(shape[1:])) ** 0.5 if len(shape) > 1 else 0.2
-        state[name] = rng.normal(0, spread, shape).astype(np.float32)
-        if name == "fc.weight":
-            state[name] *= 0.05  # so that no class is sure
-        if name.endswith(("bn.weight", "running_var")):
-            state[name] = rng.uniform(0.5, 1.5, shape).astype(np.float32)
-    return state
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +166,55 @@ def test_a_file_is_read_by_its_names(tmp_path, state):
     assert inception.fingerprint(params) == inception.fingerprint(same)
     same["Mixed_5b.branch1x1"]["bias"][0] += 1
     assert inception.fingerprint(params) != inception.fingerprint(same)
+
+
+def field(number, value):
+    """A field of a protocol buffer: an integer, or bytes."""
+
+    def varint(n):
+        return bytes([n]) if n < 128 else bytes([n & 127 | 128]) + varint(n >> 7)
+
+    return (
+        varint(number << 3) + varint(value) if isinstance(value, int) else varint(number << 3 | 2) + varint(len(value)) + value
+    )
+
+
+def constant(name, array, op=b"Const"):
+    dims = b"".join(field(2, field(1, n)) for n in array.shape)
+    tensor = field(1, 1) + field(2, dims) + field(4, array.astype("<f4").tobytes())
+    attributes = [(b"dtype", field(6, 1)), (b"value", field(8, tensor))]
+    return field(1, field(1, name) + field(2, op) + b"".join(field(5, field(1, k) + field(2, v)) for k, v in attributes))
+
+
+def test_the_graph_itself_is_read(tmp_path, state):
+    names, graph = inception.graph_names(), [constant(b"softmax/weights", state["fc.weight"].T)]
+    parts = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+    for ours, scope in names.items():
+        graph.append(constant(f"{scope}/conv2d_params".encode(), state[f"{ours}.conv.weight"].transpose(2, 3, 1, 0)))
+        graph += [constant(f"{scope}/batchnorm/{k}".encode(), state[f"{ours}.bn.{v}"]) for k, v in parts.items()]
+    graph += [field(1, field(1, b"mixed/join") + field(2, b"Concat") + field(3, b"mixed/conv")), field(4, field(1, 9))]
+    file = tmp_path / "classify_image_graph_def.pb"
+    file.write_bytes(b"".join(graph))
+    jax.tree.map(np.testing.assert_array_equal, inception.load(file), inception.fold(state))
+    for damaged in (b"".join(graph)[:-1000], b"no graph", graph[-2]):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match="frozen TensorFlow graph"):
+            inception.load(file)
+
+
+def test_names_in_the_graph():
+    """As published conversions pair them."""
+    names = inception.graph_names()
+    assert len(names) == len(set(names.values())) == 94
+    pairs = {
+        "Conv2d_3b_1x1": "conv_3", "Mixed_5b.branch5x5_2": "mixed/tower/conv_1", "Mixed_5c.branch_pool": "mixed_1/tower_2/conv",
+        "Mixed_6a.branch3x3": "mixed_3/conv", "Mixed_6a.branch3x3dbl_3": "mixed_3/tower/conv_2",
+        "Mixed_6d.branch1x1": "mixed_6/conv", "Mixed_6d.branch7x7dbl_5": "mixed_6/tower_1/conv_4",
+        "Mixed_7a.branch3x3_2": "mixed_8/tower/conv_1", "Mixed_7a.branch7x7x3_4": "mixed_8/tower_1/conv_3",
+        "Mixed_7b.branch3x3_2a": "mixed_9/tower/mixed/conv", "Mixed_7c.branch3x3dbl_2": "mixed_10/tower_1/conv_1",
+        "Mixed_7c.branch3x3dbl_3b": "mixed_10/tower_1/mixed/conv_1", "Mixed_7c.branch_pool": "mixed_10/tower_2/conv",
+    }  # fmt: skip
+    assert {ours: names[ours] for ours in pairs} == pairs
 
 
 def test_shapes_of_the_full_network():

@@ -313,7 +313,7 @@ def test_every_scale_makes_the_picture_better():
 
     params = family.init(config, jax.random.key(0))
     state = optimizer.init(params)
-    for _ in range(150):
+    for _ in range(90):
         params, state = step(params, state)
     tok = mt.Tokenizer(config, params)
     ids = tok.encode(images)

@@ -118,7 +118,7 @@ def test_it_learns_and_uses_its_codes(params):
         return optax.apply_updates(params, updates), state, value, ids
 
     state, values = optimizer.init(params), []
-    for _ in range(150):
+    for _ in range(80):
         params, state, value, ids = step(params, state)
         values.append(float(value))
     assert values[0] > 0.3 and values[-1] < 0.12, (values[0], values[-1])

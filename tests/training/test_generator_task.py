@@ -122,6 +122,13 @@ def test_decay_mask_does_not_count_the_axis_of_layers():
     assert mask["ends"]["condition"]["fc1"] and not mask["ends"]["condition"]["null"]
 
 
+def test_no_place_decays():
+    block = BlockConfig(width=8, heads=2, mlp=8, position="learned", modulation="slot")
+    mask = flatten(decayed(transformer.axes(GeneratorConfig(layout=LAYOUT, condition=ClassCondition(3), block=block, depth=2))))
+    places = {name for name in mask if name.startswith(("ends.places", "ends.number"))}
+    assert len(places) >= 2 and not any(mask[name] for name in places) and mask["ends.condition.table"]
+
+
 def test_no_bias_decays():
     block = BlockConfig(width=8, heads=2, mlp=8, bias=True, qk_norm=True, norm="layer", modulation="block")
     mask = flatten(decayed(transformer.axes(GeneratorConfig(layout=LAYOUT, condition=ClassCondition(3), block=block, depth=2))))

@@ -36,6 +36,14 @@ def test_linear():
     np.testing.assert_allclose(rates(schedule, 110, [10, 60, 110]), [1.0, 0.75, 0.5], rtol=1e-6)
 
 
+def test_the_peak_is_held():
+    schedule = Schedule("linear", peak=1.0, warmup=10, hold=40, end=0.5)
+    np.testing.assert_allclose(rates(schedule, 150, [4, 9, 10, 49, 50, 100, 150]), [0.5, 1, 1, 1, 1, 0.75, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(rates(Schedule("linear", peak=1.0, hold=40), 140, [0, 39, 90]), [1, 1, 0.5], rtol=1e-6)
+    schedule = Schedule("steps", peak=1.0, hold=40, boundaries=(0.5,), factor=0.1)
+    np.testing.assert_allclose(rates(schedule, 100, [49, 50]), [1, 0.1], rtol=1e-5)
+
+
 def test_steps():
     schedule = Schedule("steps", peak=1.0, warmup=2, boundaries=(0.5, 0.75), factor=0.1)
     np.testing.assert_allclose(rates(schedule, 100, [2, 49, 51, 74, 76, 99]), [1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-5)
@@ -50,6 +58,8 @@ def test_steps_drop_at_the_named_step_with_and_without_warmup():
 def test_wrong_schedules_are_refused():
     with pytest.raises(UserError, match="warm-up of 20 steps.*--optimizer.schedule.warmup"):
         learning_rate(Schedule("cosine", warmup=20), 20)
+    with pytest.raises(UserError, match="of 5 steps and 15 at the peak leave nothing of a run of 20"):
+        learning_rate(Schedule("cosine", warmup=5, hold=15), 20)
     with pytest.raises(UserError, match="peak -0.1 must be a positive"):
         learning_rate(Schedule("constant", peak=-0.1), 20)
     with pytest.raises(UserError, match="boundaries"):

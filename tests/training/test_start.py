@@ -148,7 +148,7 @@ def test_what_is_frozen_is_checked(tmp_path):
 
 def test_the_command_line_has_short_names(tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr("mmgen.training.loop.train", lambda experiment, out: made.append(experiment.task))
+    monkeypatch.setattr("mmgen.training.loop.train", lambda experiment, *_: made.append(experiment.task))
     body = "import mmgen\nfrom mmgen.config import *\ndef experiment():\n    return mmgen.Experiment({}(), Data())\n"
     for kind in ("GeneratorTask", "TokenizerTask"):
         (tmp_path / "e.py").write_text(body.format(kind))

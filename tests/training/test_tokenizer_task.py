@@ -93,7 +93,7 @@ def test_a_run_learns_resumes_bitwise_and_exports(tmp_path, monkeypatch):
 
     def run(name, steps):
         held_out = Data(Shapes("test", 4), size=32)
-        chosen = tokenizer_experiment(losses, steps=steps, ema=0.9, validation=held_out)
+        chosen = tokenizer_experiment(losses, steps=steps, accumulate=2, ema=0.9, validation=held_out)
         return mmgen.train(chosen, tmp_path / name)
 
     run("stopped", 4)

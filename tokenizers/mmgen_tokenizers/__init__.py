@@ -31,6 +31,7 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = sorted(_HOME)
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str):

@@ -145,6 +145,30 @@ def reconstruct(args: argparse.Namespace) -> None:
     print(f"{mean[0]:6.2f} dB  SSIM {mean[1]:.3f}  mean of {len(cards)}; wrote {args.out}")
 
 
+def evaluate(args: argparse.Namespace) -> None:
+    """Measure what a tokenizer keeps of a set of pictures: PSNR, SSIM, use of the codebook; if asked for, rFID and LPIPS.
+
+    Pictures are cut as ADM cuts them, which LlamaGen's rFID follows, reconstructions are rounded to 256 steps, and rFID
+    compares them with the same pictures. The weights of InceptionV3 are those of the graph of 2015 under torchvision's names
+    (pt_inception-2015-12-05-6726825d.pth), those of LPIPS are vgg16's and the package's linear layers.
+
+    example:
+      mmgen-tokenizers evaluate models/vq16 --data imagenet/val --size 256 --inception pt_inception.pth --out rfid.json
+    """
+    from .evaluation.reconstruction import evaluate as measure
+    from .evaluation.results import explain
+    from .files import write_json
+
+    for file in (args.data, *filter(None, [args.inception, *(args.lpips or ())])):
+        existing(file)
+    tokenizer = _loaded(args.tokenizer)
+    found = measure(tokenizer, args.data, args.size, args.crop, args.inception, args.lpips, args.save_statistics)
+    print(f"{found['pictures']['pictures']} pictures of {args.data}\n{explain(found)}")
+    if args.out:
+        write_json(args.out, found)
+        print(f"wrote {args.out}")
+
+
 def convert(args: argparse.Namespace) -> None:
     """Convert published weights (safetensors, .pt, .pth, .ckpt, .bin: torch is not needed, nothing in the file is run).
 
@@ -195,18 +219,24 @@ def pixels(args: argparse.Namespace) -> None:
 
 
 def pull(args: argparse.Namespace) -> None:
-    """Fetch a file of published weights through huggingface_hub (extra `hub`): of one commit, resumable, checked by its hash.
+    """Fetch published weights through huggingface_hub (extra `hub`): of one commit, resumable, checked by their hash.
 
-    The page of the file shows the commit and the SHA-256. Without --sha256 the hash of what came is printed, and noted in
-    pulled.json beside the file.
+    NAME is one that `list` shows. Without --revision the commit is the newest one at the first time and the same ever after:
+    pulled.json beside the file notes it, and the hash of what came. The page of a file shows both.
 
     example:
+      mmgen-tokenizers pull VQ-16 --out weights
       mmgen-tokenizers pull FoundationVision/LlamaGen vq_ds16_c2i.pt --revision COMMIT --sha256 HASH --out weights
     """
     from .hub import pull as fetch
+    from .pretrained.published import PUBLISHED, file_of
 
-    path, found = fetch(args.repo, args.file, args.out, args.revision, args.sha256)
-    print(f"wrote {path}: SHA-256 {found}, {'as asked for' if args.sha256 else 'unchecked but for what the server says'}")
+    repo, file = (args.weights, args.file) if args.file else file_of(args.weights)
+    path, revision, found = fetch(repo, file, args.out, args.revision, args.sha256)
+    print(f"wrote {path}: {file} of {repo} at commit {revision}")
+    print(f"SHA-256 {found}, {'as asked for' if args.sha256 else 'unchecked but for what the server says'}")
+    if not args.file:
+        print(f"next: mmgen-tokenizers convert {PUBLISHED[args.weights].family} {path} --out DIR")
 
 
 def info(args: argparse.Namespace) -> None:
@@ -242,6 +272,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
     "encode": encode,
     "decode": decode,
     "reconstruct": reconstruct,
+    "evaluate": evaluate,
     "convert": convert,
     "pixels": pixels,
     "pull": pull,
@@ -261,6 +292,8 @@ def parser(verb: str) -> Parser:
         p.add_argument("--caption", default="text", metavar="KEY", help="of the captions in metadata.jsonl (text)")
     if verb in ("encode", "reconstruct"):
         p.add_argument("--size", type=positive, metavar="PIXELS", help="the shorter side; the training resolution unless given")
+    if verb == "evaluate":
+        evaluate_arguments(p)
     if verb == "decode":
         p.add_argument("codes", metavar="CODES", help="folder of token shards, or FILE.npz with tokens")
     if verb in ("encode", "decode", "reconstruct"):
@@ -290,11 +323,26 @@ def parser(verb: str) -> Parser:
     return p
 
 
+def evaluate_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("tokenizer", metavar="TOKENIZER", help="an exported or converted folder, or a run folder")
+    p.add_argument("--data", required=True, metavar="FOLDER|FILE.npz", help="pictures, or uint8 arr_0 [N, H, W, 3]")
+    p.add_argument("--size", type=positive, metavar="PIXELS", help="of the squares; the training resolution unless given")
+    p.add_argument("--crop", choices=("adm", "lanczos"), default="adm", help="how they are cut (adm)")
+    p.add_argument("--inception", metavar="FILE", help="weights of InceptionV3, for rFID")
+    p.add_argument("--lpips", nargs="+", metavar="FILE", help="weights of LPIPS")
+    p.add_argument("--out", metavar="FILE.json", help="the figures and all they depend on")
+    p.add_argument("--save-statistics", metavar="FILE.npz", help="of the originals, for later")
+
+
 def pull_arguments(p: argparse.ArgumentParser) -> None:
     """Those of `pull`, here and of mmgen."""
-    p.add_argument("repo", metavar="REPO", help="OWNER/NAME")
-    p.add_argument("file", metavar="FILE", help="its path in the repository")
-    p.add_argument("--revision", required=True, metavar="COMMIT", help="40 hexadecimal digits")
+    p.add_argument(
+        "weights", metavar="NAME or REPO", help="weights that `mmgen-tokenizers list` shows, or OWNER/NAME of a repository"
+    )
+    p.add_argument("file", nargs="?", metavar="FILE", help="its path in the repository, if one is named")
+    p.add_argument(
+        "--revision", metavar="COMMIT", help="40 hexadecimal digits (the commit noted beside the file, or the newest)"
+    )
     p.add_argument("--sha256", metavar="HASH", help="64 hexadecimal digits")
     p.add_argument("--out", default=".", metavar="DIR", help="folder to write into (this one)")
 

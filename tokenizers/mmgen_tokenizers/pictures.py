@@ -157,6 +157,17 @@ def center_crop(picture: Picture, size: int) -> Picture:
     return picture[top : top + size, left : left + size]
 
 
+def adm_crop(picture: Picture, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """The middle square as ADM (arXiv 2105.05233) cuts it, for training and for reference sets: halved by averages while the
+    shorter side has twice the pixels, then cubic."""
+    image = Image.fromarray(picture)
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    shape = (round(image.width * scale), round(image.height * scale))
+    return center_crop(np.array(image.resize(shape, Image.Resampling.BICUBIC)), size)
+
+
 def cover(picture: Picture, height: int, width: int) -> Picture:
     """The middle of the picture in the aspect of `height` x `width`, scaled to it with antialiasing; nothing is stretched."""
     rows, columns = picture.shape[:2]
@@ -172,14 +183,16 @@ def fit(
     crop: Literal["center", "random"] = "center",
     flip: bool = False,
     rng: np.random.Generator | None = None,
+    margin: float | None = None,
 ) -> UInt8[np.ndarray, "size size 3"]:
     """A square of `size` pixels: the shorter side scaled, the longer one cropped.
 
-    "random" crops show 80% to 100% of the shorter side at a random place (as in ADM, arXiv 2105.05233); `flip` mirrors
-    every second picture. Both draw from `rng`, which they need.
+    "random" crops show 80% to 100% of the shorter side at a random place (as in ADM, arXiv 2105.05233), or 1 / `margin` of it
+    (VAR, arXiv 2404.02905); `flip` mirrors every second picture. Both draw from `rng`, which they need.
     """
     if crop == "random":
-        picture = resize_shorter(picture, int(rng.integers(size, int(size / SMALLEST_CROP) + 1)))
+        shorter = int(size * margin) if margin else int(rng.integers(size, int(size / SMALLEST_CROP) + 1))
+        picture = resize_shorter(picture, shorter)
         top, left = (int(rng.integers(0, side - size + 1)) for side in picture.shape[:2])
         picture = picture[top : top + size, left : left + size]
     else:
@@ -192,7 +205,7 @@ def fit(
 def ten_crop(picture: Picture, size: int, margin: float) -> UInt8[np.ndarray, "10 size size 3"]:
     """Four corners and the middle of the central square of margin x `size` pixels, and the same five of its mirror image.
 
-    The crops that LlamaGen (arXiv 2406.06525) and RAR (arXiv 2411.00776) train on; theirs use margins 1.1 and 1.05.
+    The crops that LlamaGen (arXiv 2406.06525) and RAR (arXiv 2411.00776) train on: margin 1.1, and LlamaGen's 1.05 besides.
     """
     side = int(size * margin)
     square = center_crop(resize_shorter(picture, side), side)

@@ -15,13 +15,20 @@ import jax
 
 def best_of(run: Callable[[], Any], repeats: int) -> float:
     """Seconds of the fastest call, after one that is not counted."""
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
+    return best_of_each({"": run}, repeats)[""]
+
+
+def best_of_each(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """The same of several, which take turns: where the machine is slower for a while, it is so for all of them."""
+    for run in runs.values():
         run()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return {name: min(each) for name, each in times.items()}
 
 
 def matmul_rate(size: int = 2048) -> float:

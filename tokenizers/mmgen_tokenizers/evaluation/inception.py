@@ -1,7 +1,8 @@
 """InceptionV3 (arXiv 1512.00567) as its graph of December 2015 computes it, in whose features FID is defined.
 
-The weights are not ours to ship: the user names a file with the tensors of that graph under torchvision's names, such as
-pt_inception-2015-12-05-6726825d.pth. torchvision's own weights are another network, of 1,000 classes, and give other numbers.
+The weights are not ours to ship: the user names the graph itself (classify_image_graph_def.pb) or a file with its tensors under
+torchvision's names (pt_inception-2015-12-05-6726825d.pth). torchvision's own weights are another network, of 1,000 classes, and
+give other numbers.
 Where the graph differs from torchvision's network: averages leave out the padding, the last block's pool is a maximum, and
 pictures are resized as TensorFlow 1 did.
 """
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float, UInt8
 
 from ..errors import UserError
 from ..files import read_checkpoint
+from .graph_def import read_constants
 
 SIZE = 299  # pixels a side that pictures are resized to
 EPSILON = 1e-3  # of the batch norms
@@ -124,6 +126,44 @@ def shapes(thin: int = 1) -> dict[str, tuple[int, ...]]:
     return found | {"fc.weight": (CLASSES, width)}
 
 
+def graph_names() -> dict[str, str]:
+    """Our name of each convolution -> its name in the graph. There blocks are mixed, mixed_1, ...; a branch of one convolution
+    stands alone, the others are tower, tower_1, ...; what stands side by side within them is in `mixed` again."""
+
+    def numbered(name: str, number: int) -> str:
+        return f"{name}_{number}" if number else name
+
+    convs = [step for step in STEM if isinstance(step, Conv)]
+    found = {conv.name: numbered("conv", i) for i, conv in enumerate(convs)}
+    for place, (block, branches) in enumerate(BLOCKS.items()):
+        scope, towers = numbered("mixed", place), 0
+        for branch in branches:
+            convs = [step for step in branch if not isinstance(step, Pool)]
+            if not convs:
+                continue
+            alone = len(convs) == len(branch) == 1
+            inside = scope if alone else f"{scope}/{numbered('tower', towers)}"
+            towers += not alone
+            for i, step in enumerate(convs):
+                split = [(f"{inside}/mixed", conv) for conv in step] if not isinstance(step, Conv) else [(inside, step)]
+                for k, (where, conv) in enumerate(split):
+                    found[f"{block}.{conv.name}"] = f"{where}/{numbered('conv', k if len(split) > 1 else i)}"
+    return found
+
+
+def from_graph(constants: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The graph's constants -> a file's tensors (see `shapes`); those that the graph does not have are left out."""
+    found = {"fc.weight": constants["softmax/weights"].T} if "softmax/weights" in constants else {}
+    parts = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+    for ours, scope in graph_names().items():
+        kernel = constants.get(f"{scope}/conv2d_params")
+        if kernel is not None and kernel.ndim == 4:
+            found[f"{ours}.conv.weight"] = kernel.transpose(3, 2, 0, 1)
+        names = {f"{ours}.bn.{part}": f"{scope}/batchnorm/{theirs}" for part, theirs in parts.items()}
+        found |= {name: constants[theirs] for name, theirs in names.items() if theirs in constants}
+    return found
+
+
 def load(file: str | Path) -> Params:
     """Parameters {name: {"kernel" [h, w, in, out], "bias" [out]}} of each convolution, its batch norm folded in, and
     {"fc": {"kernel"}}; see the top of this module for what `file` holds.
@@ -131,7 +171,7 @@ def load(file: str | Path) -> Params:
     A network whose widths are all divided by one number is read too (tests use one). Raises UserError that names the tensors
     which are missing or of another shape.
     """
-    state = read_checkpoint(file)
+    state = from_graph(read_constants(file)) if Path(file).suffix == ".pb" else read_checkpoint(file)
     first = state.get("Conv2d_1a_3x3.conv.weight", np.zeros(32))
     wanted = shapes(max(1, 32 // max(1, len(first))))
     missing = [name for name in wanted if name not in state]

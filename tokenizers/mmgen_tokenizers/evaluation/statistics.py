@@ -72,11 +72,13 @@ def _frechet(a: Gaussian, b: Gaussian, singular: Float[np.ndarray, " F"]) -> flo
     return float(apart @ apart + np.trace(a.covariance) + np.trace(b.covariance) - 2 * singular.sum())
 
 
-def _root(covariance: Float[np.ndarray, "F F"]) -> tuple[Float[np.ndarray, " F"], Float[np.ndarray, "F F"]]:
-    """Standard deviations s along the principal axes V, and V s, a root of the covariance."""
+def _root(covariance: Float[np.ndarray, "F F"]) -> tuple[Float[np.ndarray, " R"], Float[np.ndarray, "F R"]]:
+    """Standard deviations s along the R principal axes V that have a spread, but for rounding; and V s, a root of the
+    covariance. Of few rows R is small, and what follows is quick."""
     values, axes = np.linalg.eigh(covariance)
-    deviations = np.sqrt(np.maximum(values, 0))
-    return deviations, axes * deviations
+    seen = values > len(values) * np.finfo(np.float64).eps * values.max(initial=0)
+    deviations = np.sqrt(values[seen])
+    return deviations, axes[:, seen] * deviations
 
 
 def frechet_influence(features: Float[np.ndarray, "N F"], a: Gaussian, b: Gaussian) -> tuple[float, Float[np.ndarray, " N"]]:
@@ -86,10 +88,8 @@ def frechet_influence(features: Float[np.ndarray, "N F"], a: Gaussian, b: Gaussi
     W = S^(1/2) U^T s^(-1) V^T, of A = V s^2 V^T and the singular vectors U and values S of A^(1/2) B^(1/2).
     """
     (deviations, root_a), (_, root_b) = _root(a.covariance), _root(b.covariance)
-    left, singular, _ = np.linalg.svd(root_a.T @ root_b)
-    seen = deviations > 1e-6 * deviations.max(initial=1e-300)  # the others have no spread of their own, but for rounding
-    inverse = np.where(seen, 1 / np.where(seen, deviations, 1) ** 2, 0)
-    carry = ((root_a * inverse) @ (left * np.sqrt(singular))).astype(np.float32)
+    left, singular, _ = np.linalg.svd(root_a.T @ root_b, full_matrices=False)
+    carry = ((root_a / deviations**2) @ (left * np.sqrt(singular))).astype(np.float32)
     rows = np.asarray(features, np.float32) - a.mean.astype(np.float32)
     effect = rows @ (2 * (a.mean - b.mean)).astype(np.float32)
     effect += np.square(rows).sum(1) - np.square(rows @ carry).sum(1)

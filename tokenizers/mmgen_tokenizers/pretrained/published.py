@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from ..errors import UserError, nearest
+
 NUMBERS, SHAPES = "numbers", "shapes"
 BOTH = f"{NUMBERS}, {SHAPES}"
 LEGEND = (
@@ -74,6 +76,52 @@ KNOWN = {
     "WeTok-f16-32bit": Weights(None, "Apache-2.0", "256 x 4", 256, "0.60 zs"),
     "XQ-GAN VQ-8192": Weights(None, "non-commercial", 256, 8192, 0.81),
 }
+
+TITOK = {
+    "L-32": "l32",
+    "B-64": "b64",
+    "S-128": "s128",
+    "BL-64-VQ": "bl64_vq8k",
+    "BL-128-VQ": "bl128_vq8k",
+    "SL-256-VQ": "sl256_vq8k",
+}
+FILES = {  # on the Hugging Face hub, as their authors' pages or code name them: repository, file
+    "VQ-16": ("FoundationVision/LlamaGen", "vq_ds16_c2i.pt"),
+    "VQ-8": ("FoundationVision/LlamaGen", "vq_ds8_c2i.pt"),
+    "maskgit-f16-256": ("fun-research/TiTok", "maskgit-vqgan-imagenet-f16-256.bin"),
+    **{f"IBQ-{n}": (f"TencentARC/IBQ-Tokenizer-{n}", f"imagenet256_{n}.ckpt") for n in (1024, 8192, 16384, 262144)},
+    "Open-MAGVIT2-256": ("TencentARC/Open-MAGVIT2-Tokenizer-256-resolution", "imagenet_256_L.ckpt"),
+    "Open-MAGVIT2-128": ("TencentARC/Open-MAGVIT2-Tokenizer-128-resolution", "imagenet_128_L.ckpt"),
+    "Open-MAGVIT2-16384-pretrain": ("TencentARC/Open-MAGVIT2-Tokenizer-16384-Pretrain", "pretrain256_16384.ckpt"),
+    **{
+        f"MaskBit-{n}bit": (f"markweber/maskbit_tokenizer_{n}bit", f"maskbit_tokenizer_{n}bit.bin")
+        for n in (10, 12, 14, 16, 18)
+    },
+    "VAR": ("FoundationVision/var", "vae_ch160v4096z32.pth"),
+    **{
+        f"TiTok-{name}": (f"yucornetto/tokenizer_titok_{theirs}_imagenet", "model.safetensors")
+        for name, theirs in TITOK.items()
+    },
+}
+ELSEWHERE = {  # family -> the page that links them
+    "taming-vqgan": "github.com/CompVis/taming-transformers",
+    "chameleon-vqgan": "github.com/facebookresearch/chameleon",
+    "bsq-vit": "github.com/zhaoyue-zephyrus/bsq-vit",
+}
+
+
+def file_of(name: str) -> tuple[str, str]:
+    """The repository on the Hugging Face hub and the file there of weights that can be converted. Raises UserError."""
+    if name in FILES:
+        return FILES[name]
+    if name in KNOWN:
+        raise UserError(f"{name} is known, but not supported yet: mmgen-tokenizers list says which are")
+    if name in PUBLISHED:
+        raise UserError(f"{name} is not on the Hugging Face hub: see {ELSEWHERE[PUBLISHED[name].family]}")
+    if "/" in name:
+        raise UserError(f"name the file too: pull {name} FILE")
+    raise UserError(f"there are no weights {name!r}: mmgen-tokenizers list shows all.{nearest(name, FILES)}")
+
 
 HEAD = ("weights", "family", "licence", "ids", "codes", "rFID", "verified by")
 

@@ -36,7 +36,7 @@ PRESETS = {
     "TiTok-BL-128-VQ": TiTok(B, L, SINGLE, 128),
     "TiTok-SL-256-VQ": TiTok(S, L, SINGLE, 256),
 }
-DEFAULTS = {"heads": None, "commitment_cost": 0.25}
+DEFAULTS = {"use_l2_norm": True, "is_legacy": True, "heads": None, "commitment_cost": 0.25}  # with MaskGIT's decoder
 CLAIMS = ("codebook_size", "token_size", "num_latent_tokens", "vit_enc_patch_size", "vit_dec_patch_size", "crop_size",
           "finetune_decoder")  # fmt: skip
 IGNORED = ("vit_enc_model_size", "vit_dec_model_size", "quantize_mode")

@@ -1,0 +1,137 @@
+r"""Score pictures as papers do: FID, sFID, Inception score, precision and recall of ADM's evaluator, and KID.
+
+Pictures are those of --samples, or are drawn from RUN by a protocol (llamagen_c2i_256, var_256, rar_256, adm_256), in pieces: a
+command that was stopped goes on when it is started again. --reference is a set of pictures or a file of statistics, such as
+ADM's VIRTUAL_imagenet256_labeled.npz; those of a folder are cut to squares as ADM cuts them. --inception names the weights of
+the graph of 2015 under torchvision's names (pt_inception-2015-12-05-6726825d.pth). The figures, their intervals and all
+that they depend on go to evaluation.json.
+
+With --suite, pictures are drawn for prompts: `shapes` are captions of the embedded scenes, read back by a program and reported
+as GenEval does; files are those of PartiPrompts, GenEval, T2I-CompBench, DPG-Bench or TIFA, drawn onto a sheet for each
+category and scored by --scorer, a Python function of (pictures uint8 [B, H, W, 3], prompts) that gives B numbers.
+
+example:
+  mmgen evaluate models/gpt_b --protocol llamagen_c2i_256 --inception pt_inception.pth \
+      --reference VIRTUAL_imagenet256_labeled.npz
+  mmgen evaluate --samples samples.npz --reference imagenet/val --inception pt_inception.pth --save-statistics val.npz
+  mmgen evaluate runs/quickstart/generator --suite shapes
+  mmgen evaluate models/t2i --suite PartiPrompts.tsv --scorer my_scorer:score
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmgen_tokenizers.arguments import positive
+from mmgen_tokenizers.errors import UserError
+
+from mmgen.cli.parsing import Parser, existing
+from mmgen.cli.sample import SETTINGS, add_settings
+
+DRAWING = ("protocol", "num", "dtype", *SETTINGS)
+
+
+def parser() -> Parser:
+    p = Parser("mmgen evaluate", __doc__)
+    p.add_argument("run", nargs="?", metavar="RUN", help="a generator to draw from, unless --samples are given")
+    p.add_argument("--samples", metavar="FILE.npz|FOLDER", help="pictures to score; .npz: uint8 arr_0 [N, H, W, 3]")
+    p.add_argument("--reference", metavar="FILE.npz|FOLDER", help="pictures or statistics to compare with")
+    p.add_argument("--inception", metavar="FILE", help="weights of InceptionV3")
+    p.add_argument("--protocol", metavar="NAME", help="whose choices to follow")
+    p.add_argument(
+        "-n", "--num", type=positive, metavar="N", help="pictures to draw (the protocol's: 50000), or for each prompt (1)"
+    )
+    p.add_argument("--suite", nargs="+", metavar="shapes|FILE", help="prompts to draw, instead of a protocol's classes")
+    p.add_argument("--scorer", metavar="MODULE:FUNCTION", help="what scores the pictures of --suite")
+    p.add_argument("--size", type=positive, metavar="PIXELS", help="squares to which pictures of a folder of --samples are cut")
+    p.add_argument("--crop", choices=("adm", "lanczos"), help="how pictures of folders are cut (adm)")
+    p.add_argument("--save-statistics", metavar="FILE.npz", help="write those of the reference, to name them next time")
+    p.add_argument("--out", metavar="DIR|FILE.json", help="RUN/evaluation/PROTOCOL, or evaluation.json for --samples")
+    p.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, where several processes draw together")
+    p.add_argument("--processes", type=int, metavar="N", help="how many they are")
+    p.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    add_settings(p)
+    return p
+
+
+def main(arguments: Sequence[str]) -> None:
+    args = parser().parse_args(arguments)
+    if (args.run is None) == (args.samples is None):
+        raise UserError("give either RUN, to draw from it, or --samples (mmgen evaluate --help shows how)")
+    files = [] if args.suite in (None, ["shapes"]) else args.suite
+    for path in filter(None, (args.run, args.samples, args.reference, args.inception, *files)):
+        existing(path)
+    if args.suite:
+        _refuse(args, ("samples", "reference", "inception", "protocol", "size", "crop", "save_statistics"), "--suite")
+    elif missing := [f"--{name}" for name in ("reference", "inception") if getattr(args, name) is None]:
+        raise UserError(f"{' and '.join(missing)} must be given: what to compare with, and by which weights")
+    elif args.samples:
+        _refuse(args, ("scorer", *DRAWING), "--samples, which are drawn already")
+    else:
+        _refuse(args, ("scorer", "size", "crop"), "a protocol, which says it")
+    (_score if args.samples else _suite if args.suite else _draw)(args)
+
+
+def _refuse(args: argparse.Namespace, names: Sequence[str], mode: str) -> None:
+    surplus = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]
+    if surplus:
+        raise UserError(f"{', '.join(surplus)} cannot be given with {mode}")
+
+
+def _score(args: argparse.Namespace) -> None:
+    from mmgen_tokenizers.cache import use_compilation_cache
+    from mmgen_tokenizers.evaluation.results import explain, score
+    from mmgen_tokenizers.files import write_json
+
+    use_compilation_cache()
+    size = (args.size, args.size) if args.size else None
+    crop = args.crop or "adm"
+    found = score(args.samples, args.reference, args.inception, size, crop, args.save_statistics)
+    out = args.out or "evaluation.json"
+    write_json(out, found)
+    print(f"{found['samples']['pictures']} pictures of {args.samples}\n{explain(found)}\nwrote {out}")
+
+
+def _draw(args: argparse.Namespace) -> None:
+    from mmgen_tokenizers.cache import use_compilation_cache
+    from mmgen_tokenizers.evaluation.results import explain
+
+    from mmgen.evaluation.generated import evaluate
+    from mmgen.parallel import distributed
+
+    distributed.initialize(args.coordinator, args.processes, args.process)
+    use_compilation_cache()
+    out = Path(args.out or Path(args.run) / "evaluation" / (args.protocol or "own"))
+    how = {"seed": args.seed, "dtype": args.dtype, "statistics": args.save_statistics} | _settings(args)
+    found = evaluate(args.run, args.reference, args.inception, out, args.protocol, args.num, **how)
+    if found is not None:
+        print(f"{found['samples']['pictures']} pictures of {args.run}\n{explain(found)}\nwrote {out / 'evaluation.json'}")
+
+
+def _suite(args: argparse.Namespace) -> None:
+    from mmgen_tokenizers.cache import use_compilation_cache
+    from mmgen_tokenizers.evaluation.results import explain
+
+    from mmgen.evaluation import faithfulness, suites
+    from mmgen.parallel import distributed
+
+    distributed.initialize(args.coordinator, args.processes, args.process)
+    use_compilation_cache()
+    scenes = args.suite == ["shapes"]
+    out = Path(args.out or Path(args.run) / "evaluation" / Path(args.suite[0]).stem)
+    how = {"seed": args.seed, "dtype": args.dtype} | _settings(args)
+    if scenes:
+        _refuse(args, ("scorer",), "--suite shapes, which a program reads")
+        found = faithfulness.evaluate(args.run, out, args.num, **how)
+    else:
+        found = suites.evaluate(args.run, args.suite, out, args.num, args.scorer, **how)
+    if found is not None:
+        print("\n".join(filter(None, [explain(found), f"wrote {out / 'evaluation.json'} and {out / 'report.html'}"])))
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Of sampling, where they are given."""
+    from mmgen.samples import schedule
+
+    return {name: getattr(args, name) for name in SETTINGS} | {"guidance_schedule": schedule(args.guidance_schedule)}

@@ -1,0 +1,146 @@
+"""A generator scored by a protocol: its pictures are drawn in pieces, each written once, and then compared with a reference."""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from mmgen_tokenizers.configs import to_json
+from mmgen_tokenizers.errors import UserError
+from mmgen_tokenizers.evaluation.protocols import Protocol, draw_labels, finish, named
+from mmgen_tokenizers.evaluation.results import Result, score
+from mmgen_tokenizers.files import flatten, read_json, write_atomically, write_json
+from mmgen_tokenizers.progress import Counter
+
+from mmgen import __version__
+from mmgen.generator import Generator, load
+from mmgen.model.config import ClassCondition
+from mmgen.parallel.distributed import all_say, first_process
+
+PIECE = 256  # pictures of a file
+
+
+def evaluate(
+    folder: str | Path,
+    reference: str | Path,
+    weights: str | Path,
+    out: str | Path,
+    protocol: str | None = None,
+    num: int | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+    statistics: str | Path | None = None,
+    **settings,
+) -> Result | None:
+    """Draws the set that a protocol asks for into OUT/pictures, scores it and writes OUT/evaluation.json.
+
+    Without a `protocol`: `num` pictures in the model's own size, as many of each class. Started again it goes on where it was.
+    Of several processes each draws its share, on one disk that all see; the first one scores, the others return None.
+    `settings` of `Generator.generate` take the place of the protocol's. `weights`: of InceptionV3.
+    """
+    generator, out = load(folder, dtype), Path(out)
+    chosen = _own(generator, num) if protocol is None else named(protocol)
+    count = num or chosen.pictures
+    check(generator, chosen, protocol)
+    given = {name: value for name, value in settings.items() if value is not None}
+    sampling = dict(chosen.sampling) | given
+    record = describe(generator, count, seed, dataclasses.asdict(chosen), sampling)
+    labels = draw_labels(chosen, generator.null_label, count, seed)
+    draw(generator, out, record, "labels", labels, sampling, functools.partial(finish, chosen))
+    if not first_process():
+        return None
+    size = (chosen.size, chosen.size)
+    found = score(out / "pictures", reference, weights, size, chosen.crop, statistics)
+    found["versions"] |= {"mmgen": __version__}
+    found |= {"model": str(folder), "protocol": protocol, "record": record}
+    write_json(out / "evaluation.json", found)
+    return found
+
+
+def _own(generator: Generator, num: int | None) -> Protocol:
+    if num is None:
+        raise UserError("name a --protocol, or say with --num how many pictures to draw by the model's own settings")
+    size = generator.tokenizer.config.image_size if generator.tokenizer else 0
+    return Protocol("the model's own settings", "as given", num, size, labels="each")
+
+
+def check(generator: Generator, protocol: Protocol, name: str | None) -> None:
+    """Raises UserError, before anything is drawn, for a model that the protocol cannot be followed with."""
+    if protocol.labels is None:
+        raise UserError(f"the protocol {name} is for tokenizers: mmgen-tokenizers evaluate")
+    if generator.tokenizer is None:
+        raise UserError("this model has no tokenizer to draw pictures with: convert it again with --tokenizer DIR")
+    if not isinstance(generator.config.condition, ClassCondition):
+        raise UserError("protocols draw classes and this model takes texts: draw with mmgen sample --npz, score with --samples")
+    size = generator.tokenizer.config.image_size
+    if size != protocol.size and protocol.resize == "none":
+        raise UserError(f"the model draws {size} x {size} pixels, the protocol {name} is of {protocol.size} x {protocol.size}")
+
+
+def describe(generator: Generator, count: int, seed: int, protocol: dict[str, Any], sampling: dict[str, Any]) -> dict[str, Any]:
+    """Everything that the pictures depend on, as JSON. `sampling`: over the recommended settings."""
+    plain = {"model": fingerprint(generator), "dtype": str(np.dtype(generator.dtype)), "pictures": count, "seed": seed}
+    settings = dataclasses.asdict(generator.sampling) | sampling
+    return json.loads(json.dumps(plain | {"sampling": settings, "protocol": protocol}))
+
+
+def fingerprint(generator: Generator) -> str:
+    """16 hexadecimal digits of the model, its weights and its tokenizer."""
+    digest = hashlib.sha256(json.dumps(to_json(generator.config), sort_keys=True).encode())
+    for name, value in sorted(flatten(generator.params).items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(value).data)
+    digest.update(generator.tokenizer.fingerprint.encode())
+    return digest.hexdigest()[:16]
+
+
+def draw(
+    generator: Generator,
+    out: Path,
+    record: dict[str, Any],
+    name: str,
+    values: Sequence[Any],
+    sampling: dict[str, Any],
+    rounded: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    """Writes the pieces of OUT/pictures that are not there yet, each a file as ADM's evaluator reads it.
+
+    `values`: of each picture, for `generate`'s argument `name`; `rounded` makes uint8 of what it gives. Of several processes
+    each draws its share.
+    """
+    folder = out / "pictures"
+    if first_process():
+        begin(out, record)
+    all_say(True)  # that everyone sees the same files before the first new one
+    firsts = [first for first in range(0, len(values), PIECE) if not (folder / f"{first:08d}.npz").is_file()]
+    mine = firsts[jax.process_index() :: jax.process_count()]
+    with Counter(sum(len(values[first : first + PIECE]) for first in mine), "pictures") as counter:
+        for first in mine:
+            own = values[first : first + PIECE]
+            made = generator.generate(**{name: own}, seed=record["seed"], first_index=first, **sampling)
+            _write(folder / f"{first:08d}.npz", rounded(made.images), own)
+            counter.add(len(own))
+    all_say(True)  # that all pieces are there
+
+
+def begin(out: Path, record: dict[str, Any]) -> None:
+    """Notes what is being drawn. Raises UserError where OUT holds something else."""
+    if not (out / "record.json").is_file():
+        write_json(out / "record.json", record)
+        return
+    before = read_json(out / "record.json")
+    other = [name for name in record if before.get(name) != record[name]]
+    if other:
+        raise UserError(f"{out} holds pictures of another {', '.join(other)}: choose another --out, or delete it")
+
+
+def _write(path: Path, pictures: np.ndarray, values: Sequence[Any]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, pictures, np.asarray(values))  # arr_0 and arr_1, as ADM names them
+    write_atomically(path, buffer.getvalue())
