@@ -65,7 +65,7 @@ def test_characters_that_it_does_not_know(text):
 
 def test_training_is_deterministic_and_quiet(capfd):
     models = [TextTokenizer.train(iter(CAPTIONS), 60) for _ in range(2)]
-    assert models[0]._model == models[1]._model
+    assert models[0].model == models[1].model
     assert capfd.readouterr() == ("", "")
 
 

@@ -220,7 +220,7 @@ def test_memory_of_a_picture(raster):
         ({"window": 4}, "window is a setting of decoder 'jacobi' or 'speculative'"),
         ({"decoder": "speculative", "init": "left"}, "init is a setting of decoder 'jacobi'"),
         ({"decoder": "speculative"}, "needs a draft"),
-        ({"seed": 1 << 32}, r"seed 4294967296 must be in 0 \.\. 4294967295"),
+        ({"seed": 1 << 32}, r"seed 4294967296 must be a whole number in 0 \.\. 4294967295"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(raster, options, message):

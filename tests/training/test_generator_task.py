@@ -101,7 +101,7 @@ def test_the_text_model_learns_without_pictures(tokenizer_folder, tmp_path, monk
     assert len(drawn) == 1  # to see what the data have
     captions = [task.source.caption(i) for i in range(len(task.source))]
     assert len(drawn) == 1 and len(set(captions)) > 30
-    assert task.text._model == TextTokenizer.train(captions, TEXT.vocabulary)._model
+    assert task.text.model == TextTokenizer.train(captions, TEXT.vocabulary).model
 
 
 def test_a_picture_without_a_caption_is_refused(tmp_path):
