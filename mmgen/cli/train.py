@@ -7,8 +7,9 @@ EXPERIMENT.py has a function experiment() that returns an mmgen.Experiment. Any 
 classes are known by their names, or by number where either side has none) or, for a tokenizer, one of its like. With --frozen
 blocks,ends.input those parameters stay as they are and take no memory in the optimizer.
 
-All devices are used; --mesh.replica, --mesh.fsdp, --mesh.tensor and --mesh.sequence say how. On SLURM, Open MPI and TPU pods
-(GKE too) the processes of a job find each other; elsewhere each is told by --coordinator, --processes and --process.
+All devices are used; --mesh.replica, --mesh.fsdp, --mesh.tensor and --mesh.sequence say how. On SLURM, Open MPI and TPU pods of
+GKE the processes of a job find each other, on TPU VMs with MMGEN_DISTRIBUTED=1; elsewhere each is told by --coordinator,
+--processes and --process.
 
 example:
   mmgen train experiments/shapes/generator.py --out runs/mine --steps 2000 --optimizer.schedule.peak 1e-3

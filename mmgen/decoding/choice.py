@@ -21,7 +21,7 @@ OPTIONS = {
 }
 # Operations that a device does while it reads one byte: matrix products in the dtype that it computes in over memory. Rough:
 # one H200 and one CPU were measured, TPUs are by data sheet.
-OPERATIONS_PER_BYTE = {"h200": 184, "tpu v5 lite": 243, "tpu v5p": 164, "tpu v6 lite": 575, "cpu": 7}
+OPERATIONS_PER_BYTE = {"h200": 184, "tpu v5 lite": 243, "tpu v5": 164, "tpu v6 lite": 575, "cpu": 7}
 OTHER_DEVICE = 200
 LARGEST_WINDOW = 64
 

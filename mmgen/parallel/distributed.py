@@ -18,7 +18,12 @@ COUNTS = {
 
 
 def detected(environment: Mapping[str, str] = os.environ) -> str | None:
-    """What started several processes of this program, by the environment: SLURM, Open MPI, a TPU pod (also on GKE); or None."""
+    """What started several processes of this program, by the environment: SLURM, Open MPI, TPU pods of GKE; or None.
+
+    TPU VMs tell their hosts of each other elsewhere (their metadata server, which JAX asks): there MMGEN_DISTRIBUTED=1 says so.
+    """
+    if environment.get("MMGEN_DISTRIBUTED", "") not in ("", "0"):
+        return "this machine"
     for name, (count, index) in COUNTS.items():
         if environment.get(count, "1") != "1" and index in environment:
             return name
@@ -33,7 +38,7 @@ def initialize(
     """Joins the other processes: by the three arguments, or as the scheduler says where one is detected; else does nothing.
 
     Must run before JAX is first used. Raises UserError where the arguments are incomplete; where the others are not met within
-    `timeout` seconds the process says so and exits with 2.
+    `timeout` seconds the process says so and exits with 75: another try may be luckier.
     """
     given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
     missing = [flag for flag, value in given.items() if value is None]
@@ -63,7 +68,7 @@ def _deadline(where: str, seconds: int) -> Iterator[None]:
             f"error: this process did not meet the others at {where} within {seconds} s: start all processes together, and let "
             "the address be that of process 0 and reachable from all\n".encode(),
         )
-        os._exit(2)
+        os._exit(75)  # EX_TEMPFAIL; 2 is a mistake of the user's
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True

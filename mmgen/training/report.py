@@ -82,7 +82,7 @@ def _share_of_peak(experiment: Experiment, task) -> dict[str, float]:
     """Seconds that the operations of a step would take at the devices' peak for bfloat16, by accounting: a second of them in a
     step of two is an MFU of 1/2. Empty where the device or the model has no figures."""
     chip = chip_of(jax.devices()[0].device_kind)
-    if chip is None or task.operations is None:
+    if chip is None or task.operations is None or getattr(experiment.task, "frozen", ()):  # frozen parts cost less
         return {}
     peak = jax.device_count() * chip.peak * 1e12
     causal, full = (experiment.batch * operations / peak for operations in task.operations)

@@ -20,7 +20,7 @@ if (($# < 5)); then
 fi
 name=$1 type=$2 zone=$3 run=$4
 shift 4
-printf -v train '%q ' mmgen train "$@" --out "$run"
+printf -v train '%q ' MMGEN_DISTRIBUTED=1 mmgen train "$@" --out "$run"
 
 run() {
     if [[ $dry == yes ]]; then printf '%q ' "$@" && echo; else "$@"; fi
@@ -43,7 +43,7 @@ while true; do
     left=$(state)
     queued delete "$name" --force --quiet
     if ((code == 0)); then exit; fi
-    if [[ $left == ACTIVE ]]; then # nobody took the slice away: the mistake is ours
+    if [[ $left == ACTIVE && $code != 255 ]]; then # the slice is there, and ssh was not cut off: the mistake is ours
         echo "training ended with exit code $code" >&2
         exit "$code"
     fi
