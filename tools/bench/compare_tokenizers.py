@@ -124,12 +124,12 @@ def seconds_a_step(experiment: Experiment, run: Path) -> float:
     task = tasks.make(experiment, run)
     optimizer = task.optimizer(experiment)
     step, state = make_step(experiment, task, optimizer), initial_state(task, optimizer, experiment.seed, False)
-    times = []
+    times, start = [], time.perf_counter()
     for batch in task.training_batches(0):
-        start = time.perf_counter()
         state, metrics = step(state, task.frozen, task.prepare(batch))
         jax.block_until_ready(metrics)
         times.append(time.perf_counter() - start)
+        start = time.perf_counter()
         if len(times) > 5 and sum(times[2:]) > PROBED:  # the first two wait for the compiler and for the data
             return float(np.mean(times[2:]))
 
