@@ -287,6 +287,11 @@ class PictureFolder:
         count = len(rows.values)
         # Those before the first file that is not of this very job.
         self.done = self._count = next((index for index in range(count) if not self._has(index)), count)
+        if self.done < count:
+            (path / "samples.json").unlink(missing_ok=True)  # until it tells of this job
+            replaced = sum((path / self._entry(index)["file"]).exists() for index in range(self.done, count))
+            if replaced:
+                warnings.warn(f"{replaced} pictures of another job in {path} are being replaced", stacklevel=2)
 
     def _entry(self, index: int) -> dict[str, Any]:
         return {"file": f"{index:05d}.png", "index": index} | self._rows.texts[index]

@@ -26,7 +26,7 @@ def usage() -> str:
     verbs = "\n".join(f"  {name:<12}{text}" for name, text in VERBS.items())
     return (
         f"usage: mmgen VERB ...\n\nAutoregressive image models: train, load, sample.\n\n{verbs}\n\n"
-        "mmgen VERB --help describes a verb, with an example.\n\n"
+        "mmgen VERB --help describes a verb, with an example. mmgen-tokenizers encodes, decodes and reconstructs pictures.\n\n"
         "example:\n  mmgen quickstart\n"
         "  mmgen sample runs/quickstart/generator --prompt 'a small red circle above a large blue square' -n 4"
     )

@@ -96,8 +96,8 @@ def guidance_schedule(schedule: str | tuple[str, float], scale: float, times: in
     if name == "power_cosine" and power is not None:
         return (1 + (scale - 1) * (1 - np.cos(np.pi * (t / times) ** float(power))) / 2).astype(np.float32)
     raise UserError(
-        f"guidance schedule {schedule!r} is not one of 'constant', 'linear', ('power_cosine', power)."
-        f"{nearest(str(name), SCHEDULES)}"
+        f"guidance schedule {schedule!r} is not 'constant', 'linear' or power_cosine with its power (power_cosine:2.5; "
+        f"in Python ('power_cosine', 2.5)).{nearest(str(name), SCHEDULES)}"
     )
 
 

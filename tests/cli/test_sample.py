@@ -234,6 +234,9 @@ def test_what_the_same_command_wrote_is(class_folder, tmp_path):
     with pytest.warns(UserWarning, match=r"holds 1 other pictures, such as 00002.png, .* samples.json lists those of this job"):
         sample(class_folder, "-n", 2, "--out", folder)
     assert len(json.loads((folder / "samples.json").read_text())["pictures"]) == 2
+    with pytest.warns(UserWarning, match="2 pictures of another job in .* are being replaced"):
+        sample(class_folder, "-n", 2, "--seed", 5, "--out", folder)
+    assert json.loads((folder / "samples.json").read_text())["seed"] == 5
 
 
 @pytest.mark.parametrize(
