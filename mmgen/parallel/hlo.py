@@ -46,7 +46,8 @@ def _activations(equation: JaxprEqn) -> int:
     inner = sum(activations(body) for body in _bodies(equation))
     if equation.primitive.name != "scan" or equation.params["reverse"]:
         return inner
-    stacked = [out.aval for out in equation.outvars[equation.params["num_carry"] :]]
+    (body,) = _bodies(equation)  # what a step gives has one axis less than what the loop stacks of it; the carry has not
+    stacked = [out.aval for out, one in zip(equation.outvars, body.outvars, strict=True) if out.aval.shape != one.aval.shape]
     return inner + sum(array.size * array.dtype.itemsize for array in stacked)
 
 
