@@ -4,8 +4,11 @@
     mmgen train experiments/emoji/generator.py
     python experiments/emoji/evaluate.py runs/emoji_generator
 
-tokenizer.py says which folder, and how to name your own. 1,731 pictures are few: the model learns them by heart, and a test
-prompt gives what its words look like elsewhere. Result: not measured yet
+tokenizer.py says which folder, and how to name your own. 1,731 pictures are few: the model learns them by heart (the validation
+loss rises from early on), and a test prompt gives what its words look like elsewhere.
+
+Result, on one core of a 2.5 GHz Xeon in 10 + 30 minutes: reconstructions of test pictures 21.0 dB. Drawn pictures have the
+colours of what was asked and often its outline; flags and groups of people can be told, most other things cannot.
 """
 
 import os
