@@ -129,11 +129,10 @@ class Autoregressive:
 
     def decode(self, r: Request) -> tuple[Int[Array, "b n ..."], int]:
         """Tokens, and the number of forwards."""
-        carry = self.start(r.batch, len(r.index) * (1 + r.which.guided), r.index, self.segments[0].room)
-        return self.advance(r.params, carry, r.batch, r.key, r.settings, r.which).tokens[:, :-1], self.plan.times
+        return self.advance(r.params, self.opened((r,)), r.batch, r.key, r.settings, r.which).tokens[:, :-1], self.plan.times
 
     def opened(self, given: tuple[Request]) -> Carry:
-        """For a stream: what `start` gives."""
+        """What `start` gives, with the first segment's cache."""
         (r,) = given
         return self.start(r.batch, len(r.index) * (1 + r.which.guided), r.index, self.segments[0].room)
 

@@ -56,7 +56,7 @@ def _lowest(z: Float[Array, "*e v"], weight: Array, needed: Float[Array, "*#e 1"
     """The largest value that entries of at least `needed` weight reach, exact; NaN, below which nothing is, where rounding
     leaves less in all.
 
-    Found bit by bit in integers that are ordered as the floats are. A sort of 16384 takes 10 to 20 times as long on a CPU.
+    Found bit by bit in integers that are ordered as the floats are. A CPU takes longer to sort.
     """
     sign = jnp.uint32(1 << 31)
     bits = jax.lax.bitcast_convert_type(z, jnp.uint32)

@@ -50,8 +50,8 @@ def turned_product(
     """x times the transpose of a matrix, as matrices lie while decoding: the weights of one output side by side.
     `dtype`: of the result, if not that of x.
 
-    Few rows are bound by reading the matrix, which a sum that XLA fuses with its multiplication does fastest on a CPU: 1.5 to
-    2 times at 2 to 32 rows (measured on x86 only; in float32, because the multiplication rounds)."""
+    Few rows are bound by reading the matrix, which a sum that XLA fuses with its multiplication does fastest on a CPU (of
+    x86, the only one where this was measured; in float32, because the multiplication rounds)."""
     w = w.astype(x.dtype)
     if not one_cpu():
         return jnp.einsum("bsd,fd->bsf", x, w, preferred_element_type=dtype)
