@@ -40,9 +40,14 @@ class Clock:
                 return
             yield item
 
+    @property
+    def seconds(self) -> float:
+        """All of them."""
+        return time.perf_counter() - self._start
+
     def figures(self) -> dict[str, float]:
         """ "goodput": the share of the time that went to steps; "seconds/KIND": what went to others."""
-        goodput = 1 - sum(self._spent.values()) / (time.perf_counter() - self._start)
+        goodput = 1 - sum(self._spent.values()) / self.seconds
         return {"goodput": goodput, **{f"seconds/{kind}": seconds for kind, seconds in self._spent.items()}}
 
 

@@ -2,30 +2,31 @@
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import TextIO
 
 from mmgen_tokenizers.files import write_atomically
 from mmgen_tokenizers.progress import duration
 
+from mmgen.training.clock import Clock
+
 
 class MetricsLog:
     """Writes figures under a run folder; entries after `step`, left by a run that was killed, are dropped first."""
 
-    def __init__(self, folder: Path, step: int):
+    def __init__(self, folder: Path, step: int, clock: Clock):
         self._path = folder / "metrics.jsonl"
         kept = [entry for entry in read_metrics(folder) if entry["step"] <= step]
         write_atomically(self._path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
         self._before = max((entry.get("seconds", 0.0) for entry in kept), default=0.0)
-        self._start = time.monotonic()
+        self._clock = clock
         self._file = self._path.open("a", encoding="utf-8")
         self._board = _tensorboard(folder / "tensorboard", step)
 
     @property
     def seconds(self) -> float:
         """Time that the run has taken, earlier starts included."""
-        return self._before + time.monotonic() - self._start
+        return self._before + self._clock.seconds
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         """One line: {"step": ..., the figures, "seconds": ...}; on the disk when this returns."""

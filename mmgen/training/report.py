@@ -31,7 +31,7 @@ class Report:
         self._unit, per_row = task.unit
         self._per_step, self._clock = experiment.batch * per_row, clock
         self._peaks = _share_of_peak(experiment, task)
-        self._log = MetricsLog(folder, start) if first_process() else None
+        self._log = MetricsLog(folder, start, clock) if first_process() else None
         self._progress = Progress(experiment.steps, self._unit, silent=not first_process())
         self.say = self._progress.say
         self.pace = Pace()
