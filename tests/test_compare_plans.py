@@ -19,13 +19,13 @@ def bench(repository):
 
 @pytest.mark.parametrize("folder", ["shapes", "fashion_mnist"])
 def test_all_orders_have_the_same_size(bench, folder, tmp_path):
-    """Counted before anything is trained: about 5M parameters, and the finest grid of the two tokenizers is the same."""
+    """Counted before anything is trained: about 2M parameters, and the finest grid of the two tokenizers is the same."""
     subject = bench.SUBJECTS[folder]
     models = {order: bench.model(subject, order) for order in bench.ORDERS}
     sizes = {order: bench.parameters(c) for order, c in models.items()}
-    assert all(4.9e6 < size < 5.7e6 for size in sizes.values()) and max(sizes.values()) < 1.1 * min(sizes.values())
+    assert all(1.9e6 < size < 2.5e6 for size in sizes.values()) and max(sizes.values()) < 1.1 * min(sizes.values())
     assert {(c.layers, c.layout.height, c.layout.codebook_size) for c in models.values()} == {
-        (6, models["masked"].layout.height, models["masked"].layout.codebook_size)
+        (4, models["masked"].layout.height, models["masked"].layout.codebook_size)
     }
     experiments = [bench.generator(subject, order, tmp_path) for order in bench.ORDERS]
     assert len({(e.batch, e.optimizer, e.data.size) for e in experiments}) == 1

@@ -1,6 +1,6 @@
-"""Five orders of prediction, like for like: the same pictures, codes, parameters (about 5M) and training time.
+"""Five orders of prediction, like for like: the same pictures, codes, parameters (about 2M) and training time.
 
-    python tools/bench/compare_plans.py --minutes 3 --out tools/bench/results/compare_plans_cpu
+    python tools/bench/compare_plans.py --minutes 10 --out tools/bench/results/compare_plans_cpu
 
 Next token, next neighbor, next scale, random order and masked learn `shapes` (captions) and Fashion-MNIST (classes; where it
 lies experiments/fashion_mnist says). All read the codes of one tokenizer, but next scale, which needs one of several scales: it
@@ -34,7 +34,7 @@ from mmgen_tokenizers.files import read_json, write_json
 from mmgen_tokenizers.shards import MANIFEST
 
 import mmgen
-from mmgen import config
+from mmgen import config, quickstart
 from mmgen.config import Data, Experiment, GeneratorTask, Optimizer, Schedule, TokenShards
 from mmgen.data import batches
 from mmgen.data.tokenize import tokenize
@@ -61,19 +61,20 @@ from mmgen.training.step import make_step
 
 ORDERS = ("next token", "next neighbor", "next scale", "random order", "masked")
 EXACT = ("next token", "next neighbor", "random order")  # likelihoods of the same ids
-LAYERS, BLOCK = 6, BlockConfig(width=256, heads=4, mlp=704, qk_norm=True)
+LAYERS, BLOCK = 4, BlockConfig(width=192, heads=3, mlp=512, qk_norm=True)  # as experiments/shapes: a CPU can teach it
 SETTINGS = [{"guidance": g, "temperature": t} for g in (1.5, 3.0) for t in (0.6, 1.0)]
 TOGETHER = 64  # pictures drawn at once
-BATCH = 8  # of so few pictures as fit in minutes on a CPU, small batches make the most
+BATCH = 32
 LONG = 100_000  # steps of a schedule that a pace is measured with
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is learned: a folder of experiments/, whose tokenizer is taken, and what `mmgen tokenize` reads."""
+    """What is learned: how its tokenizer is trained, and what `mmgen tokenize` reads."""
 
     folder: str
     title: str
+    single: Callable[[], Experiment]
     train: str
     test: str
     condition: ClassCondition | TextCondition
@@ -82,7 +83,7 @@ class Subject:
 
     def tokenizer(self, several: bool) -> Experiment:
         """The experiment of its tokenizer; of one with several scales, else the same."""
-        chosen = config.load_experiment(Path(__file__).parents[2] / "experiments" / self.folder / "tokenizer.py")
+        chosen = self.single()
         if not several:
             return chosen
         model = chosen.task.model
@@ -91,13 +92,17 @@ class Subject:
         return replace(chosen, task=replace(chosen.task, model=mt.MultiScale(quantizer=codes, **network)))
 
 
+def fashion_mnist() -> Experiment:
+    return config.load_experiment(Path(__file__).parents[2] / "experiments/fashion_mnist/tokenizer.py")
+
+
 SUBJECTS = {
     subject.folder: subject
     for subject in (
-        Subject("shapes", "Scenes", "shapes", "shapes:test", TextCondition(128, 20), (1, 2, 3, 4)),
+        Subject("shapes", "Scenes", quickstart.tokenizer, "shapes", "shapes:test", TextCondition(128, 20), (1, 2, 3, 4)),
         Subject(
-            "fashion_mnist", "Fashion-MNIST", "tfds:fashion_mnist", "tfds:fashion_mnist:test", ClassCondition(10), (1, 2, 4, 8),
-            crops="random:2",
+            "fashion_mnist", "Fashion-MNIST", fashion_mnist, "tfds:fashion_mnist", "tfds:fashion_mnist:test",
+            ClassCondition(10), (1, 2, 4, 8), crops="random:2",
         ),
     )
 }  # fmt: skip
@@ -143,7 +148,7 @@ def generator(subject: Subject, order: str, home: Path) -> Experiment:
     several = order == "next scale"
     shards = [Data(TokenShards(str(home / f"{kind}_{split}"))) for kind in [codes(several)] for split in ("train", "test")]
     task = GeneratorTask(model(subject, order), tokenizer=str(home / codes(several)))
-    optimizer = Optimizer(Schedule(peak=1e-3, warmup=100, end=0.02))
+    optimizer = Optimizer(Schedule(peak=1.5e-3, warmup=100, end=0.02))
     return Experiment(task, shards[0], shards[1], batch=BATCH, optimizer=optimizer, every_validate=0, every_preview=0)
 
 
@@ -334,8 +339,8 @@ def page(args: argparse.Namespace, found: dict[str, dict], tables: list[Table]) 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=3.0, help="training time of each generator")
-    parser.add_argument("--tokenizer-minutes", type=float, default=2.0, help="training time of each tokenizer")
+    parser.add_argument("--minutes", type=float, default=10.0, help="training time of each generator")
+    parser.add_argument("--tokenizer-minutes", type=float, default=4.0, help="training time of each tokenizer")
     parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), choices=SUBJECTS)
     parser.add_argument("--orders", nargs="+", default=list(ORDERS), choices=ORDERS)
     parser.add_argument("--samples", type=int, default=512, help="pictures judged of each")
