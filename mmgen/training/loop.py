@@ -23,6 +23,7 @@ from mmgen import config
 from mmgen.config import Experiment
 from mmgen.parallel.distributed import first_process, in_turn
 from mmgen.parallel.mesh import feed, mesh_of, on_all, on_host, table, under
+from mmgen.parallel.watch import Watch
 from mmgen.training.checkpoint import Checkpoints
 from mmgen.training.clock import Clock, Profile
 from mmgen.training.exports import STEP, Exports, write_export
@@ -109,7 +110,7 @@ def fit(
     """The loop itself. `training_batches(k)` gives the batches k, k + 1, ...; what a task is stands in tasks.py."""
     run = Run(experiment, task, folder, profile)
     start, steps = run.start, experiment.steps
-    with full_disk(folder), run.stop, run.report, run.checkpoints, run.exports, run.trace:
+    with Watch(), full_disk(folder), run.stop, run.report, run.checkpoints, run.exports, run.trace:
         run.introduce()
         batches = training_batches(start) if start < steps else ()
         for done, batch in zip(range(start + 1, steps + 1), run.clock.waits("data", batches), strict=False):
