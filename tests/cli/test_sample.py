@@ -158,6 +158,11 @@ def test_a_stopped_job_goes_on_with_the_same_pictures(text_folder, tmp_path, pie
     pieces.clear()
     assert cli.main(job(stopped)) == 0 and pieces == [2, 4, 6, 8]
     assert contents(stopped) == contents(whole)
+    (stopped / "ids.npz").unlink()  # of several files some are whole
+    pieces.clear()
+    assert cli.main(job(stopped)) == 0 and pieces == [0, 2, 4, 6, 8] and contents(stopped) == contents(whole)
+    pieces.clear()
+    assert cli.main(job(stopped)) == 0 and pieces == []
     assert len(set(contents(whole)["all.npz"][0])) > 50
     pieces.clear()
     assert cli.main(job(stopped, seed=4)) == 0 and pieces == [0, 2, 4, 6, 8]
