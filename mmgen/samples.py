@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.files import arrays_in, read_json, temporary_beside, write_json
-from mmgen_tokenizers.pictures import grid, to_uint8, write_png
+from mmgen_tokenizers.pictures import grid, to_uint8, with_captions, write_png
 from mmgen_tokenizers.progress import Counter
 from PIL import Image
 
@@ -250,7 +250,7 @@ def outputs(rows: Rows, about: dict, out: str | None, tokens: str | None, npz: s
 
 
 class GridFile:
-    """One PNG of all pictures, the prompts in its metadata, and a JSON of the same name."""
+    """One PNG of all pictures, small ones enlarged, the prompts under them and in its metadata; a JSON of its name."""
 
     done = 0
 
@@ -268,8 +268,9 @@ class GridFile:
             return
         columns = grid_columns(self._rows)
         about = self._about | {"columns": columns, "pictures": self._rows.texts}
-        texts = "\n".join(str(next(reversed(text.values()))) for text in self._rows.texts)
-        write_png(self.path, grid(np.stack(self._pictures), columns), {self._rows.name: texts, "mmgen": json.dumps(about)})
+        texts = [str(next(reversed(text.values()))) for text in self._rows.texts]
+        page = grid(with_captions(self._pictures, texts), columns, gap=6)
+        write_png(self.path, page, {self._rows.name: "\n".join(texts), "mmgen": json.dumps(about)})
         write_json(self.path.with_suffix(".json"), about)
 
 
