@@ -2,7 +2,6 @@
 
 import functools
 import warnings
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +9,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from mmgen.model import kernels
+from mmgen.model.kernels import Rule
 from mmgen.parallel.rules import constrain, one_cpu, platform
 from mmgen.plan.plan import GenerationPlan
 
 MANY = 700  # slots from which on a kernel takes the place of XLA's products, which keep the weights of all pairs of slots
-
-
-class Rule(NamedTuple):
-    """Who may read whom."""
-
-    plan: GenerationPlan
-    valid: Bool[Array, "b s"] | None  # PlanBatch's
-    mask: Bool[Array, "#b 1 s s"] | None  # what both say; None where plain causal attention says the same
 
 
 def rule_of(plan: GenerationPlan, valid: Bool[Array, "b s"] | None) -> Rule:
@@ -57,7 +49,7 @@ def attention(
 
 def preferred(rule: Rule) -> str:
     """What "auto" means: XLA's products where slots are few, which are fast there and never refuse."""
-    kernel = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}.get(platform(), "xla")
+    kernel = {"gpu": "cudnn", "tpu": "splash"}.get(platform(), "xla")
     return kernel if rule.plan.slots > MANY else "xla"
 
 

@@ -3,11 +3,13 @@
 Queries and keys come as attention.py has placed them: batch and heads may be split over a mesh, slots are not.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from mmgen.parallel.rules import current_mesh, platform, spec
 from mmgen.plan.plan import GenerationPlan
@@ -17,7 +19,15 @@ TILES = (512, 384, 256, 128)  # slots that splash attention takes at a time
 QKV = ("batch", "slots", "heads", None)
 
 
-def cudnn(q: Float[Array, "b s h k"], k: Float[Array, "b s g k"], v: Float[Array, "b s g k"], rule) -> Array:
+class Rule(NamedTuple):
+    """Who may read whom."""
+
+    plan: GenerationPlan
+    valid: Bool[Array, "b s"] | None  # PlanBatch's
+    mask: Bool[Array, "#b 1 s s"] | None  # what both say; None where plain causal attention says the same
+
+
+def cudnn(q: Float[Array, "b s h k"], k: Float[Array, "b s g k"], v: Float[Array, "b s g k"], rule: Rule) -> Array:
     """cuDNN's flash attention, which takes head dims that 8 divides, and beside a mask an even number of slots: zeros are added
     where need be, and the scale stays that of the real head dim."""
     S, K = q.shape[1], q.shape[3]
@@ -29,7 +39,7 @@ def cudnn(q: Float[Array, "b s h k"], k: Float[Array, "b s g k"], v: Float[Array
 
 
 def splash(
-    q: Float[Array, "b s h k"], k: Float[Array, "b s g k"], v: Float[Array, "b s g k"], rule, interpret: bool = False
+    q: Float[Array, "b s h k"], k: Float[Array, "b s g k"], v: Float[Array, "b s g k"], rule: Rule, interpret: bool = False
 ) -> Array:
     """Splash attention, a kernel for TPUs that skips tiles which the plan's rule hides. Samples' own padding goes by segments:
     slots that are padding see each other alone. `interpret`: on a CPU, slowly."""
@@ -74,7 +84,7 @@ def _wider(x: Float[Array, "b s h k"], slots: int = 0, dims: int = 0) -> Array:
     return jnp.pad(x, ((0, 0), (0, slots), (0, 0), (0, dims))) if slots or dims else x
 
 
-def hindrance(name: str, q: Float[Array, "b s h k"], rule) -> str | None:
+def hindrance(name: str, q: Float[Array, "b s h k"], rule: Rule) -> str | None:
     """Why that implementation cannot compute this; None where it can."""
     place, mesh = platform(), current_mesh()
     if name != "xla" and mesh is not None and mesh.shape["sequence"] > 1:
@@ -82,7 +92,7 @@ def hindrance(name: str, q: Float[Array, "b s h k"], rule) -> str | None:
     if name == "blocks":
         few = rule.valid is None and 0 < len(rule.plan.blocks) <= FEW
         return None if few else "the plan's slots do not come in a few blocks, the same in all samples"
-    if name == "cudnn" and place not in ("gpu", "cuda"):
+    if name == "cudnn" and place != "gpu":
         return "cuDNN is for NVIDIA GPUs"
     if name == "cudnn" and (q.dtype not in (jnp.bfloat16, jnp.float16) or q.shape[3] > 128):
         return f"cuDNN multiplies in bfloat16, with heads up to 128 wide: these have {q.dtype} and {q.shape[3]}"
