@@ -63,9 +63,9 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.parametrize("round", range(ROUNDS))
 def test_nothing_is_lost_with_a_process_that_is_killed(undisturbed, tmp_path, round):
-    folder, chance = tmp_path / "two", random.Random()
+    folder, victim, at = tmp_path / "two", round % 2, random.randrange(1, STEPS - 1)
     shutil.copytree(undisturbed / "shards", folder / "shards")
-    processes, victim, at = started(folder, 2), chance.randrange(2), chance.randrange(1, STEPS - 1)
+    processes = started(folder, 2)
     deadline = time.monotonic() + 200
     while max(losses(folder), default=0) < at and time.monotonic() < deadline:
         assert processes[victim].poll() is None, processes[victim].communicate()[1][-3000:]
