@@ -1,20 +1,11 @@
 """What tools/bench/compare_plans.py compares is alike: parameters, pictures, the targets on its page."""
 
-import importlib.util
-import sys
-
 import pytest
 
 
 @pytest.fixture(scope="module")
-def bench(repository):
-    sys.path.insert(0, str(repository / "tools/bench"))  # where common.py is
-    spec = importlib.util.spec_from_file_location("compare_plans", repository / "tools/bench/compare_plans.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["compare_plans"] = module  # for its dataclasses
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(repository / "tools/bench"))
+def bench(script):
+    return script("compare_plans")
 
 
 @pytest.mark.parametrize("folder", ["shapes", "fashion_mnist"])
@@ -30,24 +21,6 @@ def test_all_orders_have_the_same_size(bench, folder, tmp_path):
     experiments = [bench.generator(subject, order, tmp_path) for order in bench.ORDERS]
     assert len({(e.batch, e.optimizer, e.data.size) for e in experiments}) == 1
     assert len({e.task.tokenizer for e in experiments}) == 2 and experiments[2].data != experiments[0].data
-
-
-def test_stages_are_not_done_again(bench, tmp_path):
-    made = []
-    for _ in range(2):
-        stages = bench.Stages(tmp_path / "runs/stages.json")
-        assert stages.once("a", lambda: made.append(1) or {"b": 2.5}) == {"b": 2.5}
-    assert made == [1]
-
-
-def test_time_is_that_of_the_steps(bench, tmp_path, monkeypatch):
-    """4 pictures a step of 10 tokens each, at rates that are known from step 20 on."""
-    rates = [{"step": 1}, {"step": 20, "tokens_per_second": 400.0}, {"step": 50, "tokens_per_second": 100.0}]
-    monkeypatch.setattr(bench, "read_metrics", lambda folder: rates)
-    monkeypatch.setattr(bench.tasks, "make", lambda *args: type("Task", (), {"unit": ("tokens", 10)}))
-    experiment = bench.generator(bench.SUBJECTS["shapes"], "masked", tmp_path)
-    per_step = 10 * experiment.batch
-    assert bench.seconds_of(tmp_path, experiment) == 20 * per_step / 400 + 30 * per_step / 100
 
 
 def test_targets_are_next_tokens(bench):
