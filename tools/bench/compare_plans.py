@@ -271,7 +271,7 @@ def page(args: argparse.Namespace, found: dict[str, dict], tables: list[Table]) 
     galleries = [gallery(s, order, args.runs) for s in subjects for order in found[s.folder]]
     goals = [row for s in subjects for row in verdicts(s, found[s.folder])]
     about = (
-        f"The same pictures, the same number of parameters and {args.minutes:g} minutes of training for each. All read the ids "
+        f"The same pictures, about 2M parameters and {args.minutes:g} minutes of training for each. All read the ids "
         "of one tokenizer but next scale, which has one of several scales, trained as long."
     )
     write_report(args.runs / "report.html", "Orders of prediction", goals, charts, galleries, about, tables)
