@@ -18,6 +18,7 @@ from mmgen.model import kernels
 from mmgen.model.attention import attend, attention, by_block, preferred, rule_of
 from mmgen.model.config import ClassCondition, GeneratorConfig, TextCondition, TokenLayout
 from mmgen.model.transformer import build_plan
+from mmgen.parallel import hlo
 from mmgen.plan.plan import NEVER
 
 GRID = TokenLayout(height=3, width=4, codebook_size=5)
@@ -74,6 +75,14 @@ def test_other_plans_have_no_blocks():
 @pytest.mark.parametrize("name", ["prompts", "scales"])
 def test_splash_attention(name):
     same(partial(kernels.splash, interpret=True), name)
+
+
+def test_operations_of_a_kernel_are_those_of_its_tiles():
+    """Four tiles of 512 slots, of which the causal rule hides one; two products for each of two heads and two samples."""
+    rule = rule_of(build_plan(GeneratorConfig(layout=TokenLayout(height=32, width=32, codebook_size=5))), None)
+    program = jax.make_jaxpr(lambda q, k, v: kernels.splash(q, k, v, rule, interpret=True))(*inputs(rule, 12)[:3])
+    tiles = hlo.operations(program.jaxpr) / (2 * 2 * 512 * 512 * 12 * 2 * 2)
+    assert 3 <= tiles <= 4  # rows of tiles are as long as the longest
 
 
 @pytest.mark.parametrize("name", RULES)
