@@ -98,7 +98,7 @@ class Watch:
 
     def _read(self, peer: Peer) -> None:
         lines = peer.lines()
-        if lines is None and not peer.left:
+        if lines is None:
             self._end(peer, LOST, f"{peer.name} is gone")
         for line in lines or ():
             word, _, rest = line.partition(" ")
