@@ -1,0 +1,73 @@
+"""The authors' own PyTorch code, from a checkout that the user names; torch must be importable."""
+
+import contextlib
+import io
+import sys
+from collections.abc import Callable
+
+CLASSES = 1000
+
+
+def llamagen(path: str, size: str, tokens: int, form: str = "eager"):
+    """LlamaGen's model, and its device. `form`: "eager", in float32 on a CPU; "compiled", as its sample_c2i.py does it, in
+    bfloat16."""
+    import torch
+
+    sys.path.insert(0, path)
+    from autoregressive.models.gpt import GPT_models
+
+    torch.manual_seed(0)
+    options = {name: 0.0 for name in ("attn_dropout_p", "resid_dropout_p", "ffn_dropout_p", "token_dropout_p")}
+    options["class_dropout_prob"] = 0.1  # without any there would be no null class, and no guidance
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = GPT_models[size](vocab_size=16384, block_size=tokens, num_classes=CLASSES, cls_token_num=1, **options)
+    model = model.to(device, torch.float32 if device == "cpu" and form == "eager" else torch.bfloat16)
+    return torch.compile(model, mode="reduce-overhead", fullgraph=True) if form == "compiled" else model, device
+
+
+def llamagen_sampling(path: str, size: str, tokens: int, batch: int, guidance: float, form: str) -> Callable[[], None]:
+    import torch
+
+    model, device = llamagen(path, size, tokens, form)
+    from autoregressive.models.generate import generate
+
+    model.eval()
+    labels = torch.arange(batch, device=device) % CLASSES
+    options = {"cfg_interval": -1, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "sample_logits": True}
+
+    def run():
+        with contextlib.redirect_stderr(io.StringIO()):
+            generate(model, labels, tokens, cfg_scale=guidance, **options)
+        synchronize(device)
+
+    return run
+
+
+def var_sampling(path: str, depth: int, batch: int, sampling) -> Callable[[], None]:
+    """VAR's, without the decoder behind it. `sampling`: of mmgen, whose guidance counts from 1."""
+    import torch
+
+    sys.path.insert(0, path)
+    from models import build_vae_var
+
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    _, model = build_vae_var(device, depth=depth)
+    model.eval()
+    model.vae_proxy[0].fhat_to_img = lambda latents: latents
+    labels = torch.arange(batch, device=device) % CLASSES
+    precision = torch.autocast(device, dtype=torch.bfloat16, enabled=device != "cpu")
+
+    def run():
+        with torch.inference_mode(), precision:
+            model.autoregressive_infer_cfg(batch, labels, 0, sampling.guidance - 1, sampling.top_k, sampling.top_p)
+        synchronize(device)
+
+    return run
+
+
+def synchronize(device: str) -> None:
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
