@@ -1,4 +1,4 @@
-"""Emoji in many tokens: 1,024 of 128 codes for 64 x 64 pixels, one for 2 x 2, so that sequences are as long as those of large models.
+"""Emoji in many tokens: 1,024 of 128 codes for 64 x 64 pixels, so that sequences are as long as those of large models.
 
     mmgen train experiments/emoji_1024/tokenizer.py
 
