@@ -101,15 +101,12 @@ def test_without_guidance_with_filters_and_a_window_beyond_the_picture(raster):
     out = raster.generate(**asked, decoder="jacobi", window=N + 3)
     np.testing.assert_array_equal(out.tokens, raster.generate(**asked).tokens)
     assert raster.generate(**asked, decoder="jacobi", window=N + 3, init=out.tokens).forwards == 2
-    drafted = raster.generate(**asked, decoder="speculative", window=2, draft=generator(RASTER, seed=1))
-    np.testing.assert_array_equal(drafted.tokens, out.tokens)
 
 
 def test_filters_of_what_guidance_made(raster):
-    asked = {"labels": LABELS, "seed": 2, "guidance": 2.0, **FILTERED}
-    expected = raster.generate(**asked).tokens
-    for options in (JACOBI, {"decoder": "speculative", "window": N + 3, "draft": generator(RASTER, seed=1)}):
-        np.testing.assert_array_equal(raster.generate(**asked, **options).tokens, expected)
+    asked = {"labels": LABELS[:3], "seed": 2, "guidance": 2.0, **FILTERED}
+    out = raster.generate(**asked, decoder="speculative", window=2, draft=generator(RASTER, seed=1))
+    np.testing.assert_array_equal(out.tokens, raster.generate(**asked).tokens)
 
 
 def test_the_fewest_and_the_most_forwards(raster, plain):
