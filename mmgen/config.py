@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mmgen_tokenizers.configs import dataclass_members, describe, field_types, from_json, item_types, members, to_json
+from mmgen_tokenizers.configs import dataclass_members, describe, field_types, from_json, item_types, literals, members, to_json
 from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.families.flexible import Flexible
 from mmgen_tokenizers.families.multiscale import MultiScale
@@ -260,8 +260,7 @@ def _parse(hint: Any, text: str, flag: str) -> Any:
             return to_json(from_json(member, value), member)
         except UserError:
             continue
-    choices = [str(choice) for member in members(hint) for choice in typing.get_args(member)]
-    raise UserError(f"{flag}: expected {describe(hint)}, found {text!r}.{nearest(text, choices)}")
+    raise UserError(f"{flag}: expected {describe(hint)}, found {text!r}.{nearest(text, literals(hint))}")
 
 
 def _read(hint: Any, text: str) -> Any:

@@ -1,12 +1,13 @@
 """What a folder holds, in words: a run, an exported or converted model, token shards; and the fields of an experiment."""
 
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 from mmgen_tokenizers.api import FAMILIES, family_of, shapes
-from mmgen_tokenizers.configs import from_json, to_json
+from mmgen_tokenizers.configs import dataclass_members, field_types, from_json, literals, to_json
 from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.files import read_json
 
@@ -37,9 +38,23 @@ def describe(path: str | Path, everything: bool = False) -> str:
 
 
 def describe_experiment(path: Path) -> str:
-    """Every field that `mmgen train` can set, with its value."""
-    fields = "\n".join(f"  --{name} {_text(value)}" for name, value in _leaves(to_json(config.load_experiment(path))))
+    """Every field that `mmgen train` can set, with its value and what else it may be."""
+    experiment = config.load_experiment(path)
+    others = dict(_choices(experiment))
+    fields = "\n".join(
+        f"  --{name} {_text(value)}" + (f"   ({', '.join(others[name])})" if others.get(name) else "")
+        for name, value in _leaves(to_json(experiment))
+    )
     return f"{path}: an experiment; mmgen train {path} sets its fields by\n{fields}"
+
+
+def _choices(value: Any, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Names of the fields below a configuration that take one of a few values, and the kinds of those in a union."""
+    for name, hint in field_types(type(value)).items():
+        kinds = list(dataclass_members(hint))
+        yield (f"{prefix}{name}.kind", kinds) if len(kinds) > 1 else (prefix + name, literals(hint))
+        if is_dataclass(getattr(value, name)):
+            yield from _choices(getattr(value, name), f"{prefix}{name}.")
 
 
 def describe_run(folder: Path, everything: bool) -> str:

@@ -15,8 +15,6 @@ def find(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     """The exported form in a folder (the folder itself, or its export/) and its config.json."""
     folder = Path(folder)
     place = folder / "export" if (folder / "export" / "config.json").is_file() else folder
-    if place == folder and (folder / "experiment.json").is_file() and not (folder / "config.json").is_file():
-        raise UserError(f"{folder} has no export/ yet: it is written at the run's first checkpoint")
     return place, read_json(place / "config.json")
 
 

@@ -1,6 +1,7 @@
 """Many pictures from one model into files: a grid, one file a picture, or one array; in pieces, so that any number fits."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -13,14 +14,14 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
 from jaxtyping import Int, UInt8
 from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.files import arrays_in, read_json, temporary_beside, write_json
-from mmgen_tokenizers.pictures import grid, to_uint8, write_png
+from mmgen_tokenizers.pictures import grid, to_uint8, with_captions, write_png
 from mmgen_tokenizers.progress import Counter
 from PIL import Image
 
@@ -249,7 +250,7 @@ def outputs(rows: Rows, about: dict, out: str | None, tokens: str | None, npz: s
 
 
 class GridFile:
-    """One PNG of all pictures, the prompts in its metadata, and a JSON of the same name."""
+    """One PNG of all pictures, small ones enlarged, the prompts under them and in its metadata; a JSON of its name."""
 
     done = 0
 
@@ -267,8 +268,9 @@ class GridFile:
             return
         columns = grid_columns(self._rows)
         about = self._about | {"columns": columns, "pictures": self._rows.texts}
-        texts = "\n".join(str(next(reversed(text.values()))) for text in self._rows.texts)
-        write_png(self.path, grid(np.stack(self._pictures), columns), {self._rows.name: texts, "mmgen": json.dumps(about)})
+        texts = [str(next(reversed(text.values()))) for text in self._rows.texts]
+        page = grid(with_captions(self._pictures, texts), columns, gap=6)
+        write_png(self.path, page, {self._rows.name: "\n".join(texts), "mmgen": json.dumps(about)})
         write_json(self.path.with_suffix(".json"), about)
 
 
@@ -332,12 +334,17 @@ class PictureFolder:
 class ArrayFile:
     """One array in an .npz, a row a picture: int32 "tokens" [N, sites] with "labels" or "prompts" beside, or uint8 "arr_0"
     [N, H, W, 3], the form that FID suites read. What has come stands in FILE.part until all of it has; FILE.part.json says of
-    which job it is."""
+    which job it is, the archive's comment of which a whole one is."""
 
     def __init__(self, path: Path, rows: Rows, about: dict, name: str):
         self.path, self.name, self._rows, self.done, self._shape = path, name, rows, 0, None
+        self._stream: BinaryIO | None = None  # of a file that is whole: none
         self._part, self._note = (path.with_name(path.name + end) for end in (".part", ".part.json"))
         self._job = json.loads(json.dumps(about | {"pictures": rows.texts}))  # as it is read back
+
+    @property
+    def _comment(self) -> bytes:
+        return b"mmgen job " + hashlib.sha256(json.dumps(self._job, sort_keys=True).encode()).hexdigest().encode()
 
     @property
     def _row_bytes(self) -> int:
@@ -348,6 +355,8 @@ class ArrayFile:
         return np.dtype(np.int32 if self.name == "tokens" else np.uint8)
 
     def add(self, first: int, tokens: Int[np.ndarray, "b n ..."], pictures: np.ndarray | None) -> None:
+        if self._stream is None:
+            return
         rows = np.ascontiguousarray(tokens if self.name == "tokens" else pictures, self._dtype)
         if self._shape is None:
             self._shape = rows.shape[1:]
@@ -356,7 +365,17 @@ class ArrayFile:
         self._stream.write(rows)
         self._stream.flush()
 
+    def _is_whole(self) -> bool:
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                return archive.comment == self._comment
+        except (OSError, zipfile.BadZipFile):  # none, or none of ours
+            return False
+
     def __enter__(self):
+        if self._is_whole():
+            self.done = len(self._rows.values)
+            return self
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._stream = self._part.open("ab")
         with contextlib.suppress(OSError):  # a file system without locks
@@ -370,6 +389,8 @@ class ArrayFile:
         return self
 
     def __exit__(self, kind, *_) -> None:
+        if self._stream is None:
+            return
         with self._stream:
             if kind is None:
                 self._finish()
@@ -385,6 +406,7 @@ class ArrayFile:
             if self.name == "tokens":
                 with archive.open(f"{self._rows.name}.npy", "w", force_zip64=True) as file:
                     np.lib.format.write_array(file, np.array(self._rows.values))
+            archive.comment = self._comment
         for file in (self._note, self._part):
             file.unlink()
 

@@ -138,6 +138,8 @@ def _number(name: str, value: object) -> float:
 
 def _guidance(given: object) -> Float[np.ndarray, "*t"]:
     try:
+        if np.asarray(given).dtype.kind not in "iuf":  # numpy reads numbers out of texts
+            raise TypeError
         scale = np.asarray(given, np.float32)
     except (TypeError, ValueError):
         raise UserError(f"guidance must be a number, or an array of one for each decode step, not {given!r}") from None

@@ -16,7 +16,7 @@ from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.evaluation.sets import open_pictures
 from mmgen_tokenizers.evaluation.statistics import interval
 from mmgen_tokenizers.files import write_json
-from mmgen_tokenizers.pictures import grid, to_uint8, write_png
+from mmgen_tokenizers.pictures import grid, to_uint8, with_captions, write_png
 
 from mmgen import __version__
 from mmgen.evaluation import generated
@@ -178,7 +178,8 @@ def _sheets(out: Path, shown: dict[str, list[tuple[str, np.ndarray]]], figures: 
     for category, items in shown.items():
         name = re.sub(r"\W+", "_", category).strip("_") or "prompts"
         texts, pictures = zip(*items, strict=True)
-        write_png(out / f"{name}.png", grid(np.stack(pictures), min(COLUMNS, len(pictures))), {"prompts": "\n".join(texts)})
+        page = grid(with_captions(pictures, texts), min(COLUMNS, len(pictures)), gap=6)
+        write_png(out / f"{name}.png", page, {"prompts": "\n".join(texts)})
         galleries.append(Gallery(category, [Card([picture], text) for text, picture in items]))
     rows = [Figure(name, found["value"]) for name, found in figures.items()]
     write_report(out / "report.html", "Prompt suite", rows, [], galleries, "The first pictures of each category, not the best.")

@@ -19,7 +19,7 @@ from mmgen_tokenizers.api import FAMILIES
 from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.files import flatten, read_json, save_arrays, unflatten
 from mmgen_tokenizers.layout import TokenLayout
-from mmgen_tokenizers.pictures import grid, to_float, write_png
+from mmgen_tokenizers.pictures import grid, to_float, to_uint8, with_captions, write_png
 from mmgen_tokenizers.progress import Counter
 
 from mmgen.config import Data, Experiment, GeneratorTask, TokenShards
@@ -218,8 +218,10 @@ class GeneratorTraining:
         folder.mkdir(exist_ok=True)
         condition = self._shown()
         out = self._generator(weights).generate(**condition, seed=self.experiment.seed)
-        text = {"step": str(step), **{name: "\n".join(map(str, rows)) for name, rows in condition.items()}}
-        write_png(folder / f"step-{step:07d}.png", grid(out.images, columns=4), text)
+        ((name, rows),) = condition.items()
+        texts = [str(row) for row in rows]
+        page = grid(with_captions(to_uint8(out.images), texts), columns=4, gap=6)
+        write_png(folder / f"step-{step:07d}.png", page, {"step": str(step), name: "\n".join(texts)})
 
     def _shown(self) -> dict[str, list]:
         if isinstance(self.config.condition, ClassCondition):

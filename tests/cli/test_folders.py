@@ -63,7 +63,10 @@ def test_info_of_a_tokenizer(tokenizer_folder, capsys):
 def test_info_of_an_experiment_lists_the_fields_as_the_command_line_takes_them(tmp_path, capsys):
     (tmp_path / "e.py").write_text(EXPERIMENT)
     assert run("info", tmp_path / "e.py") == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    text = capsys.readouterr().out
+    lines = [line.partition("   (")[0].split() for line in text.splitlines()]
+    assert "--data.source.kind Shapes   (Shapes, ImageFolder, TFDS, TokenShards)\n" in text
+    assert "--data.crop center   (center, random)\n" in text
     for line in ("--data.source.kind Shapes", "--optimizer.clip none", "--data.flip false"):
         assert line.split() in lines
 
@@ -94,8 +97,9 @@ def test_info_of_a_run_shows_how_far_it_is(tmp_path, text_folder, capsys):
     assert run("info", tmp_path, "--all") == 0
     text = capsys.readouterr().out
     assert "task.kind  TokenizerTask" in text and "validation/loss  2.25" in text
-    assert run("export", tmp_path, "--out", tmp_path / "x") == 2
-    assert "has no export/ yet" in capsys.readouterr().err
+    for command in (["export", tmp_path, "--out", tmp_path / "x"], ["sample", tmp_path, "--prompt", "x"]):
+        assert run(*command) == 2
+        assert "has no export/ yet" in capsys.readouterr().err
 
 
 def test_info_of_something_else(tmp_path, capsys):

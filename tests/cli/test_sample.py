@@ -35,7 +35,10 @@ def pixels(path) -> np.ndarray:
 def test_a_grid_with_its_prompts(text_folder, tmp_path, capsys):
     path = tmp_path / "grid.png"
     sample(text_folder, "--prompt", "a red circle", "--prompt", "a blue square", "-n", 3, "--out", path)
-    assert pixels(path).shape == (2 * 8 + 2, 3 * 8 + 2 * 2, 3)  # a row for each prompt
+    page, drawn = pixels(path), to_uint8(mmgen.load(text_folder).generate(prompts=["a red circle"], num=3).images)
+    assert page.shape == (2 * (128 + 14) + 6, 3 * 128 + 2 * 6, 3)  # a row for each prompt, below each picture a line
+    np.testing.assert_array_equal(page[:128:16, 134:262:16], drawn[1])
+    assert (page[128:142] < 128).any() and (page[128:130] == 255).all()
     assert Image.open(path).text["prompts"].splitlines() == ["a red circle"] * 3 + ["a blue square"] * 3
     about = json.loads(path.with_suffix(".json").read_text())
     assert [p["prompt"] for p in about["pictures"]] == ["a red circle"] * 3 + ["a blue square"] * 3
@@ -158,6 +161,11 @@ def test_a_stopped_job_goes_on_with_the_same_pictures(text_folder, tmp_path, pie
     pieces.clear()
     assert cli.main(job(stopped)) == 0 and pieces == [2, 4, 6, 8]
     assert contents(stopped) == contents(whole)
+    (stopped / "ids.npz").unlink()  # of several files some are whole
+    pieces.clear()
+    assert cli.main(job(stopped)) == 0 and pieces == [0, 2, 4, 6, 8] and contents(stopped) == contents(whole)
+    pieces.clear()
+    assert cli.main(job(stopped)) == 0 and pieces == []
     assert len(set(contents(whole)["all.npz"][0])) > 50
     pieces.clear()
     assert cli.main(job(stopped, seed=4)) == 0 and pieces == [0, 2, 4, 6, 8]
@@ -232,7 +240,7 @@ def test_what_the_same_command_wrote_is(class_folder, tmp_path):
     npz, tokens, grid, folder = tmp_path / "a.npz", tmp_path / "t.npz", tmp_path / "g.png", tmp_path / "pictures"
     for count in (3, 2):
         sample(class_folder, "-n", count, "--npz", npz, "--tokens", tokens, "--out", grid)
-    assert len(np.load(npz)["arr_0"]) == len(np.load(tokens)["tokens"]) == 2 and pixels(grid).shape == (8, 18, 3)
+    assert len(np.load(npz)["arr_0"]) == len(np.load(tokens)["tokens"]) == 2 and pixels(grid).shape == (142, 262, 3)
     sample(class_folder, "-n", 3, "--out", folder)
     with pytest.warns(UserWarning, match=r"holds 1 other pictures, such as 00002.png, .* samples.json lists those of this job"):
         sample(class_folder, "-n", 2, "--out", folder)

@@ -97,6 +97,7 @@ def test_schedules():
         ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),
         ({"top_k": [5]}, "top_k must be a number"),
         ({"guidance": "strong"}, "guidance must be a number, or an array"),
+        ({"guidance": "3"}, "guidance must be a number, or an array"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_k": -1}, "top_k"),
         ({"guidance": np.ones(3)}, "16 decode steps"),

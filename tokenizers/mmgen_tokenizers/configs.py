@@ -68,6 +68,11 @@ def dataclass_members(hint: Any) -> dict[str, type]:
     return {member.__name__: member for member in members(hint) if dataclasses.is_dataclass(member)}
 
 
+def literals(hint: Any) -> list[str]:
+    """The values that a declared type names one by one, as texts."""
+    return [str(v) for member in members(hint) if typing.get_origin(member) is Literal for v in typing.get_args(member)]
+
+
 def item_types(hint: Any, count: int) -> list[Any]:
     """The declared types of the `count` items of a tuple; [None, ...] where nothing is declared."""
     for member in members(hint):

@@ -68,6 +68,8 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """A JSON object. Raises `UserError` where the file is absent or damaged."""
     path = Path(path)
     if not path.is_file():
+        if path.name == "config.json" and (path.parent / "experiment.json").is_file():
+            raise UserError(f"{path.parent} has no export/ yet: it is written at the run's first checkpoint")
         if inside := models_in(path.parent):
             raise UserError(f"{path.parent} holds models and is none itself: name {' or '.join(map(str, inside))}")
         siblings = [p.name for p in path.parent.parent.iterdir()] if path.parent.parent.is_dir() else []

@@ -1,6 +1,7 @@
 """Pictures: files of every kind -> uint8 [H, W, 3], squares for training, grids and PNG files of results."""
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ from .errors import UserError
 from .files import write_atomically
 
 MAX_PIXELS = 1 << 27  # 134 million: 400 MB as RGB. What claims more is refused before it is unpacked.
+LINE, LETTER = 12, 6  # pixels of a caption, from line to line and, at most on the average, from letter to letter
 SMALLEST_CROP = 0.8  # random crops show at least this fraction of the shorter side
 # Formats that Pillow decodes itself. Not EPS, whose plug-in runs Ghostscript on the file.
 FORMATS = "PNG JPEG MPO JPEG2000 WEBP AVIF GIF BMP DIB ICO TIFF PPM PSD TGA PCX QOI".split()
@@ -252,11 +254,20 @@ def enlarged(picture: Picture, width: int) -> Picture:
     return picture.repeat(times, axis=0).repeat(times, axis=1)
 
 
-def with_caption(picture: Picture, text: str, height: int = 14) -> Picture:
-    """The picture with a line of text under it."""
-    strip = Image.new("RGB", (picture.shape[1], height), "white")
-    ImageDraw.Draw(strip).text((1, 1), text, fill="black")
+def with_caption(picture: Picture, text: str, lines: int = 1) -> Picture:
+    """The picture with a strip for so many lines of text under it."""
+    strip = Image.new("RGB", (picture.shape[1], 2 + LINE * lines), "white")
+    ImageDraw.Draw(strip).multiline_text((1, 1), text, fill="black", spacing=1)
     return np.concatenate([picture, np.asarray(strip)])
+
+
+def with_captions(pictures: UInt8[np.ndarray, "B H W 3"], texts: Sequence[str], width: int = 128, lines: int = 5) -> np.ndarray:
+    """Pictures to look at: enlarged to at least `width` pixels across, with the texts under them in up to `lines` lines."""
+    pictures = [enlarged(picture, width) for picture in pictures]
+    across = pictures[0].shape[1] // LETTER
+    wrapped = [textwrap.wrap(text, across, max_lines=lines, placeholder=" ...") for text in texts]
+    most = max(map(len, wrapped))
+    return np.stack([with_caption(picture, "\n".join(text), most) for picture, text in zip(pictures, wrapped, strict=True)])
 
 
 def png_bytes(picture: Picture, text: Mapping[str, str] | None = None) -> bytes:

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ..errors import UserError
-from .layers import SAME, Conv, Draws, GroupNorm, depth_to_space, nearest_double, space_to_depth
+from .layers import SAME, Conv, Draws, GroupNorm, depth_to_space, doubled, space_to_depth
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Up(nnx.Module):
         self.conv = Conv(channels, channels if self.nearest else 4 * channels, 3, draws)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B 2H 2W C"]:
-        return self.conv(nearest_double(x)) if self.nearest else depth_to_space(self.conv(x), 2)
+        return doubled(x, self.conv) if self.nearest else depth_to_space(self.conv(x), 2)
 
 
 class AdaptiveNorm(nnx.Module):
