@@ -21,6 +21,7 @@ from typing import NamedTuple
 import jax
 import peers
 from common import best_of_each, matmul_rate, read_rate, report, write
+from mmgen_tokenizers.cache import use_compilation_cache
 
 from mmgen.decoding.choice import auto_window
 from mmgen.generator import Generator
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    use_compilation_cache()
     draft = untrained(arguments.draft, arguments.tokens, arguments.dtype) if arguments.draft else None
     rows, limits = [], None
     for size in arguments.models:
