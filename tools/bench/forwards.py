@@ -146,11 +146,12 @@ def main() -> None:
     gen.tokenizer = None
     entries = resumed(a.out, about)
     done = [(e["batch"], {name: e[name] for name in settings[0]}) for e in entries]
-    what = f"{a.run.name}: forwards of Jacobi decoding over the {gen.config.layout.sites} of plain decoding"
+    name = "/".join(a.run.parts[-2:])
+    what = f"{name}: forwards of Jacobi decoding over the {gen.config.layout.sites} of plain decoding"
     for batch, each in itertools.product(a.batches, settings):
         if (batch, each) not in done:
             entries += measured(gen, rows, batch, each, jacobi, a.windows, a.repeats)
-            write_json(a.out, report(what, entries, str(a.run), a.run.name) | about)
+            write_json(a.out, report(what, entries, str(a.run), name) | about)
     page(a.out.with_suffix(".html"), what, entries, settings[0])
 
 
