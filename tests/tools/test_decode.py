@@ -1,6 +1,5 @@
 """tools/bench/decode.py and forwards.py: what they count. How fast it is, and how few forwards, is theirs to tell."""
 
-import importlib.util
 import json
 import sys
 
@@ -28,24 +27,6 @@ N = 12
 
 
 @pytest.fixture(scope="module")
-def script(repository):
-    """By name, with what it imports from its folder."""
-    folder, before = str(repository / "tools/bench"), set(sys.modules)
-
-    def imported(name):
-        spec = importlib.util.spec_from_file_location(f"bench_{name}", f"{folder}/{name}.py")
-        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        yield imported
-    for name in {"common", "peers"} - before:
-        sys.modules.pop(name, None)
-
-
-@pytest.fixture(scope="module")
 def gen():
     return Generator(CONFIG, plans.parameters(CONFIG), sampling=Sampling(guidance=2.0, temperature=0.7, top_p=0.9))
 
@@ -67,15 +48,9 @@ def test_decoders_and_the_peer_stand_in_one_table(script, gen):
     decode, calls = script("decode"), []
     options = decode.decoders(gen, gen, 2, ["auto", 3, 3])
     auto = next(name for name in options if name.startswith("jacobi"))
+    drafted = auto.replace("jacobi", "speculative")
     streamed = "autoregressive, streamed"
-    assert list(options) == [
-        "autoregressive",
-        streamed,
-        auto,
-        auto.replace("jacobi", "speculative"),
-        "jacobi 3",
-        "speculative 3",
-    ]
+    assert list(options) == ["autoregressive", streamed, auto, drafted, "jacobi 3", "speculative 3"]
     chosen = {name: options[name] for name in ("autoregressive", streamed, "speculative 3")}
     limits = decode.Work(1e9, 1e12)
     rows = list(decode.measured(gen, chosen, {"theirs": lambda: calls.append(1)}, 2, 1, limits))

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import jax
 import peers
-from common import best_of_each, matmul_rate, read_rate, report, write
+from common import best_of_each, matmul_rate, read_rate, report, run, write
 from mmgen_tokenizers.cache import use_compilation_cache
 
 from mmgen.decoding.choice import auto_window
@@ -100,14 +100,14 @@ def measured(gen: Generator, options: dict[str, dict], theirs: dict[str, Callabl
     sites, forwards, labels = gen.config.layout.sites, {}, [i % peers.CLASSES for i in range(batch)]
 
     def drawing(name: str):
-        def run():
+        def draw():
             if "every" in options[name]:
                 forwards[name] = sites
                 deque(gen.stream(labels=labels, **options[name]), maxlen=0)
             else:
                 forwards[name] = gen.generate(labels=labels, **options[name]).forwards
 
-        return run
+        return draw
 
     taken = best_of_each({name: drawing(name) for name in options} | theirs, repeats)
     for name, seconds in taken.items():
@@ -155,4 +155,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -15,7 +15,7 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-from common import best_of_each, report
+from common import best_of_each, report, run
 from mmgen_tokenizers.cache import use_compilation_cache
 from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.files import read_json, write_json
@@ -32,11 +32,11 @@ from mmgen.samples import Rows, conditions, digest, read_prompts
 TARGET = 0.6  # forwards over N, at the recommended settings
 
 
-def asked(gen: Generator, run: Path, prompts: Path | None, count: int) -> Rows:
+def asked(gen: Generator, folder: Path, prompts: Path | None, count: int) -> Rows:
     """As many conditions as pictures are drawn."""
     texts = None
     if isinstance(gen.config.condition, TextCondition):
-        validation = None if prompts else config.load(run / "experiment.json").validation
+        validation = None if prompts else config.load(folder / "experiment.json").validation
         texts = read_prompts(prompts) if prompts else next(batches(validation, count, repeat=False))["text"]
     rows = conditions(gen, texts, None, None)
     return Rows(rows.name, [rows.values[i % len(rows.values)] for i in range(count)], [])
@@ -56,10 +56,10 @@ def measured(gen: Generator, rows: Rows, batch: int, settings: dict, jacobi: dic
     calls = [{rows.name: rows.values[i : i + batch], "first_index": i, **settings} for i in firsts]
 
     def drawing(name: str, options: dict):
-        def run():
+        def draw():
             made[name] = [gen.generate(**call, **options) for call in calls]
 
-        return run
+        return draw
 
     runs = {str(window): drawing(str(window), {"window": window, **jacobi}) for window in windows}
     seconds = best_of_each({"plain": drawing("plain", {}), **runs}, repeats)
@@ -156,4 +156,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
