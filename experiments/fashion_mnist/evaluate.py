@@ -7,6 +7,7 @@ run folder.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +37,10 @@ def main(run: str, samples: str = "500") -> None:
     restored = to_uint8(generator.tokenizer.decode(generator.tokenizer.encode(originals)))
     quality = float(np.mean(psnr(to_float(restored), to_float(originals))))
     share = float(right.mean())
+    # Real test pictures, mirrored and cropped as those that the model learned from: what a perfect model would draw.
+    alike = next(batches(replace(experiment.data, source=experiment.validation.source), len(pictures), repeat=False))["image"]
     reference = next(batches(experiment.data, 10_000, seed=2))["image"]
-    distance, floor = (fcd(classify, x, reference)["value"] for x in (pictures, test["image"][: len(pictures)]))
+    distance, floor = (fcd(classify, x, reference)["value"] for x in (pictures, alike))
     figures = {"psnr_test": round(quality, 3), "classifier": accuracy, "samples": len(labels), "recognised": share}
     figures |= {"fcd": round(distance, 3), "fcd_of_real": round(floor, 3)}
     write_json(run / "figures.json", figures)

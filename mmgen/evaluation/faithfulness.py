@@ -21,6 +21,7 @@ from mmgen.evaluation.shapes import unseen
 from mmgen.folders import step_of
 from mmgen.generator import load
 from mmgen.model.config import TextCondition
+from mmgen.parallel.distributed import first_process
 from mmgen.report import Card, Figure, Gallery, write_report
 
 TASKS = {
@@ -77,8 +78,9 @@ def evaluate(
     about = {"model": str(folder), "step": step_of(folder), "seed": seed, "pictures": len(prompts)}
     result = {"figures": figures(found), "suite": scenes, **about, "sampling": asdict(generator.sampling) | given}
     result |= {"versions": {"mmgen": __version__}}
-    write_json(out / "evaluation.json", result)
-    write_report(out / "report.html", "What was asked and what is shown", table(found), [], [gallery(drawn)])
+    if first_process():
+        write_json(out / "evaluation.json", result)
+        write_report(out / "report.html", "What was asked and what is shown", table(found), [], [gallery(drawn)])
     return result
 
 
