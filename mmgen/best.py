@@ -1,5 +1,6 @@
-"""The best of several candidates, by a scorer of the user's: of whole pictures and, if asked for, on the way, so that the worse
-half is given up early (in the spirit of PARM, arXiv 2501.13926)."""
+"""The best of several candidates, by a scorer of the user's: of whole pictures and, if asked for, on the way, where the worse
+half is given up (in the spirit of PARM, arXiv 2501.13926). Each round draws anew what the one before has kept, so that few
+candidates are decoded to pictures at the end, but no forwards are saved."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -6,6 +6,9 @@ Prompts are test combinations that no training caption named. For each N: the sh
 with every size and place right too; the same where the worse half is given up half-way and once more at three quarters
 (--best-at); forwards of the transformer for a batch, and seconds a picture that is kept, the first call's compilation left out.
 `--temperature` makes candidates differ; the recommended one draws nearly the same picture again.
+
+Result at temperature 1 (tools/bench/results/best_of_shapes_cpu.json): all right in 93.8% of 64 pictures, in 96.9% of the best
+of 2 and in 100% of the best of 4; 96.9% where of 4 candidates half was given up twice on the way.
 """
 
 import argparse
