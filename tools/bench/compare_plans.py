@@ -1,4 +1,4 @@
-"""Five orders of prediction, like for like: the same pictures, codes, parameters (about 2M) and training time.
+"""Five orders of prediction, like for like: the same pictures, parameters (about 2M) and training time.
 
     python tools/bench/compare_plans.py --minutes 10 --out tools/bench/results/compare_plans_cpu
 
@@ -17,7 +17,6 @@ masked prediction has no likelihood. Seconds a picture include the tokenizer's d
 
 import argparse
 import functools
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,11 +25,9 @@ from typing import Any
 import jax
 import mmgen_tokenizers as mt
 import numpy as np
-from common import best_of, matmul_rate, report, write
+from common import Stages, best_of, matmul_rate, report, run, train_for, write
 from mmgen_tokenizers.api import family_of
 from mmgen_tokenizers.cache import use_compilation_cache
-from mmgen_tokenizers.errors import UserError
-from mmgen_tokenizers.files import read_json, write_json
 from mmgen_tokenizers.shards import MANIFEST
 
 import mmgen
@@ -54,10 +51,6 @@ from mmgen.model.config import (
     TextCondition,
 )
 from mmgen.report import Card, Chart, Figure, Gallery, Table, write_report
-from mmgen.training import tasks
-from mmgen.training.metrics import read_metrics
-from mmgen.training.state import initial_state
-from mmgen.training.step import make_step
 
 ORDERS = ("next token", "next neighbor", "next scale", "random order", "masked")
 EXACT = ("next token", "next neighbor", "random order")  # likelihoods of the same ids
@@ -65,7 +58,6 @@ LAYERS, BLOCK = 4, BlockConfig(width=192, heads=3, mlp=512, qk_norm=True)  # as 
 SETTINGS = [{"guidance": g, "temperature": t} for g in (1.5, 3.0) for t in (0.6, 1.0)]
 TOGETHER = 64  # pictures drawn at once
 BATCH = 32
-LONG = 100_000  # steps of a schedule that a pace is measured with
 
 
 @dataclass(frozen=True)
@@ -108,20 +100,6 @@ SUBJECTS = {
 }  # fmt: skip
 
 
-class Stages:
-    """Results by name, in a file: what is there is not made again."""
-
-    def __init__(self, path: Path):
-        self._path, self._done = path, read_json(path) if path.is_file() else {}
-
-    def once(self, name: str, make: Callable[[], Any]) -> Any:
-        if name not in self._done:
-            print(f"--- {name}", flush=True)
-            self._done[name] = make()
-            write_json(self._path, self._done)
-        return self._done[name]
-
-
 # What is trained ------------------------------------------------------------------------------------------------------
 
 
@@ -145,54 +123,14 @@ def parameters(c: GeneratorConfig) -> int:
 
 
 def generator(subject: Subject, order: str, home: Path) -> Experiment:
-    several = order == "next scale"
-    shards = [Data(TokenShards(str(home / f"{kind}_{split}"))) for kind in [codes(several)] for split in ("train", "test")]
-    task = GeneratorTask(model(subject, order), tokenizer=str(home / codes(several)))
-    optimizer = Optimizer(Schedule(peak=1.5e-3, warmup=100, end=0.02))
-    return Experiment(task, shards[0], shards[1], batch=BATCH, optimizer=optimizer, every_validate=0, every_preview=0)
+    tokenizer = tokenizer_folder(order == "next scale")
+    train, test = (Data(TokenShards(str(home / f"{tokenizer}_{split}"))) for split in ("train", "test"))
+    task = GeneratorTask(model(subject, order), tokenizer=str(home / tokenizer))
+    return Experiment(task, train, test, batch=BATCH, optimizer=Optimizer(Schedule(peak=1.5e-3, warmup=100, end=0.02)))
 
 
-def codes(several: bool) -> str:
-    """The folder of a tokenizer."""
+def tokenizer_folder(several: bool) -> str:
     return "tokenizer_scales" if several else "tokenizer"
-
-
-def train_for(minutes: float, experiment: Experiment, folder: Path, stages: Stages, name: str) -> dict[str, float]:
-    """Trains for so many minutes, as far as that can be foreseen; returns steps, pictures and the seconds that they took."""
-    steps = stages.once(f"{name}: steps", lambda: max(200, round(60 * minutes / seconds_a_step(experiment, folder))))
-    every = {"every_log": max(1, steps // 50), "every_checkpoint": steps // 3 + 1, "every_validate": 0, "every_preview": 0}
-
-    def run() -> dict[str, float]:
-        found = mmgen.train(replace(experiment, steps=steps, **every), folder).metrics
-        return found | {"steps": steps, "pictures": steps * experiment.batch, "seconds": seconds_of(folder, experiment)}
-
-    return stages.once(f"{name}: training", run)
-
-
-def seconds_a_step(experiment: Experiment, folder: Path, seconds: float = 4.0) -> float:
-    """Of the real step on real batches, measured for so long, compiling apart."""
-    experiment = replace(experiment, steps=LONG)
-    task = tasks.make(experiment, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    task.check()
-    optimizer = task.optimizer(experiment)
-    state, step = initial_state(task, optimizer, 0, False), make_step(experiment, task, optimizer)
-    times = []
-    for batch in task.training_batches(0):
-        state, _ = jax.block_until_ready(step(state, task.frozen, task.prepare(batch)))
-        times.append(time.perf_counter())
-        if len(times) > 3 and times[-1] - times[1] > seconds:
-            return (times[-1] - times[1]) / (len(times) - 2)
-    raise AssertionError("batches have no end")
-
-
-def seconds_of(folder: Path, experiment: Experiment) -> float:
-    """What the steps of a run took, without compiling, validating and saving: from the rates in its metrics."""
-    name = next(key for entry in read_metrics(folder) for key in entry if key.endswith("_per_second"))
-    entries = [entry for entry in read_metrics(folder) if name in entry]
-    unit = tasks.make(experiment, folder).unit[1]
-    before = [0, *(entry["step"] for entry in entries)]
-    return sum((e["step"] - b) * experiment.batch * unit / e[name] for b, e in zip(before, entries, strict=False))
 
 
 # How it is judged -----------------------------------------------------------------------------------------------------
@@ -256,7 +194,7 @@ def compare(subject: Subject, args: argparse.Namespace, stages: Stages) -> dict[
     """Figures of each order."""
     home, judge, found = args.runs / subject.folder, judge_of(subject), {}
     for several in sorted({order == "next scale" for order in args.orders}):
-        name = codes(several)
+        name = tokenizer_folder(several)
         train_for(args.tokenizer_minutes, subject.tokenizer(several), home / name, stages, f"{subject.folder} {name}")
         for split in ("train", "test"):
             encode(subject, home, name, split, args.pictures)
@@ -332,7 +270,10 @@ def page(args: argparse.Namespace, found: dict[str, dict], tables: list[Table]) 
     ]  # fmt: skip
     galleries = [gallery(s, order, args.runs) for s in subjects for order in found[s.folder]]
     goals = [row for s in subjects for row in verdicts(s, found[s.folder])]
-    about = f"The same pictures, codes, parameters and {args.minutes:g} minutes of training for each."
+    about = (
+        f"The same pictures, about 2M parameters and {args.minutes:g} minutes of training for each. All read the ids "
+        "of one tokenizer but next scale, which has one of several scales, trained as long."
+    )
     write_report(args.runs / "report.html", "Orders of prediction", goals, charts, galleries, about, tables)
     print(args.runs / "report.html")
 
@@ -355,8 +296,7 @@ def main() -> None:
     use_compilation_cache()
     stages = Stages(args.runs / "stages.json")
     given = {name: getattr(args, name) for name in ("minutes", "tokenizer_minutes", "samples", "pictures")}
-    if (before := stages.once("settings", lambda: given)) != given:
-        raise UserError(f"{args.runs} was begun with {before}: choose another --runs, or the same settings")
+    stages.settle(given)
     found = {name: compare(SUBJECTS[name], args, stages) for name in args.subjects}
     tables = [table(SUBJECTS[name], figures) for name, figures in found.items()]
     page(args, found, tables)
@@ -368,4 +308,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
