@@ -18,6 +18,12 @@ def find(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     return place, read_json(place / "config.json")
 
 
+def step_of(folder: str | Path) -> int | None:
+    """Of which step of its run the exported weights are, where that is known."""
+    file = find(folder)[0] / STEP
+    return read_json(file)["step"] if file.is_file() else None
+
+
 def is_generator(config: dict[str, Any]) -> bool:
     return config.get("family") == "generator"
 

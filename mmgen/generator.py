@@ -5,6 +5,7 @@ out = gen.generate(prompts=["a small red circle above a large blue square"], num
 out.images    # float32 [4, H, W, 3] in [-1, 1]
 """
 
+import copy
 import dataclasses
 import functools
 import shutil
@@ -32,6 +33,7 @@ from mmgen.decoding.target import Filter, resolve
 from mmgen.model import transformer
 from mmgen.model.config import ClassCondition, FeatureCondition, GeneratorConfig, Masked, Sampling, TextCondition
 from mmgen.model.layers import compute_dtype
+from mmgen.parallel.mesh import feed, make_mesh, on_all, parts_of, under
 
 FORMAT = 1  # of config.json
 ROWS = 256  # pictures decoded at once, at most
@@ -127,18 +129,58 @@ class Generator:
 
         Of a masked model: from all tokens that are not hidden; the id V, `codebook_size`, hides one.
         """
-        batch = self._condition(labels, prompts, features, features_mask, null_allowed=True)
-        tokens = np.asarray(tokens, np.int32)
-        layout = self.config.layout
+        batch = self._forced(tokens, (labels, prompts, features, features_mask), int(isinstance(self.config.plan, Masked)))
+        return np.asarray(self._forward(self._device_params, batch))
+
+    def log_likelihood(
+        self,
+        tokens: Int[np.ndarray, "b n ..."],
+        labels: Int[np.ndarray, "b"] | None = None,
+        prompts: Sequence[str] | None = None,
+        features: Float[np.ndarray, "b c f"] | None = None,
+        features_mask: Bool[np.ndarray, "b c"] | None = None,
+    ) -> Float[np.ndarray, "b"]:
+        """Of each row of tokens under its condition, in nats, exactly: before guidance and temperature. All devices of this
+        process share the rows. Raises UserError for masked models, which know no such number."""
+        if isinstance(self.config.plan, Masked):
+            raise UserError("a masked model predicts tokens in no order, so it gives no likelihood: take one of another plan")
+        batch = self._forced(tokens, (labels, prompts, features, features_mask))
+        rows, (mesh, params, run) = len(tokens), self._likelihood
+        fill = np.minimum(np.arange(-(-rows // parts_of(mesh)) * parts_of(mesh)), rows - 1)
+        return np.asarray(run(params, feed(mesh, {name: value[fill] for name, value in batch.items()})))[:rows]
+
+    @functools.cached_property
+    def _likelihood(self) -> tuple:
+        """The mesh of all devices of this process (None: one), the parameters on it, and the program."""
+        devices = tuple(jax.local_devices())
+        mesh = make_mesh((len(devices), 1, 1, 1), devices) if len(devices) > 1 else None
+
+        def run(params, batch):
+            with self._precision:
+                return transformer.log_likelihood(self.config, params, batch, self.dtype)
+
+        return mesh, on_all(mesh, self.params), under(mesh, jax.jit(run))
+
+    def _forced(self, tokens, condition: tuple, more: int = 0) -> dict[str, np.ndarray]:
+        """The batch of teacher forcing, checked. `more`: ids beyond the codes."""
+        batch, tokens, layout = self._condition(*condition, null_allowed=True), np.asarray(tokens, np.int32), self.config.layout
         shape = (len(tokens), layout.sites, *([layout.groups] if layout.groups > 1 else []))
         if tokens.shape != shape or len(tokens) != _rows(batch):
             raise UserError(
                 f"tokens have shape {tokens.shape}; {_rows(batch)} conditions and this model need {(_rows(batch), *shape[1:])}"
             )
-        highest = layout.codebook_size - (not isinstance(self.config.plan, Masked))
+        highest = layout.codebook_size - 1 + more
         if tokens.min() < 0 or tokens.max() > highest:
             raise UserError(f"tokens must be in 0 .. {highest}; found {tokens.min()} .. {tokens.max()}")
-        return np.asarray(self._forward(self._device_params, {"ids": tokens} | batch))
+        return {"ids": tokens} | batch
+
+    def copied(self, params: dict | None = None) -> "Generator":
+        """One with the same compiled programs that keeps arrays on a device of its own, or has other parameters."""
+        other = copy.copy(self)
+        other.params = self.params if params is None else params
+        for name in ("_device_params", "_decode_params", "_likelihood"):  # made from the parameters when first used
+            other.__dict__.pop(name, None)
+        return other
 
     @functools.cached_property
     def _device_params(self) -> dict:

@@ -25,6 +25,7 @@ from mmgen_tokenizers.pictures import grid, to_uint8, with_captions, write_png
 from mmgen_tokenizers.progress import Counter
 from PIL import Image
 
+from mmgen.best import BestOf, draw_best
 from mmgen.decoding.choice import Choice
 from mmgen.decoding.target import check_ranges, guidance_schedule
 from mmgen.generator import Generator, check_seed, load
@@ -56,6 +57,7 @@ def sample(
     npz: str | None = None,
     dtype: str | None = None,
     draft: str | Path | None = None,
+    best: BestOf | None = None,
     **settings,
 ) -> list[Path]:
     """Draws `num` pictures for each prompt or label with the generator in a folder and returns the files written.
@@ -63,7 +65,7 @@ def sample(
     `out`: FILE.png (a grid) or a folder (a file a picture), with a JSON of what was drawn beside; `tokens`: a file with
     int32 "tokens" [N, sites]; `npz`: a file with uint8 "arr_0" [N, H, W, 3]. A job that was stopped goes on where it was when
     it is asked for again, unless it makes a grid. `settings` go to `Generator.generate`, `dtype` to `mmgen.load`; `draft` is
-    the folder of the generator that speculative decoding drafts with.
+    the folder of the generator that speculative decoding drafts with; `best`: draw candidates and keep the best ones.
     """
     start = time.perf_counter()
     settings = {k: v for k, v in settings.items() if v is not None}
@@ -72,26 +74,28 @@ def sample(
     check_paths(out, tokens, npz)
     generator = load(folder, dtype)
     rows = conditions(generator, prompts, labels, num)
-    check_outputs(generator, len(rows.values), out, npz)
+    check_outputs(generator, len(rows.values), out, npz or best)
     about = {"model": str(folder), "weights": digest(generator), "dtype": generator.dtype.name, "seed": seed}
     about["settings"] = vars(generator.sampling) | settings
     if draft:
         drafting = load(draft, dtype)
         about |= {"draft": str(draft), "draft_weights": digest(drafting)}
         settings |= {"draft": drafting}
+    if best:
+        about |= {"best": vars(best)}
     settings |= {"seed": seed}
     with contextlib.ExitStack() as stack:
         sinks = [stack.enter_context(sink) for sink in outputs(rows, about, out, tokens, npz)]
-        forwards = draw(generator, rows, settings, sinks)
+        forwards = draw(generator, rows, settings, sinks, best)
     files = [sink.path for sink in sinks]
     work = f"{forwards} forwards for {generator.config.layout.sites} sites"
     print(f"{len(rows.values)} pictures in {time.perf_counter() - start:.1f} s, {work}: {', '.join(map(str, files))}")
     return files
 
 
-def draw(generator: Generator, rows: Rows, settings: dict[str, Any], sinks: list) -> int:
+def draw(generator: Generator, rows: Rows, settings: dict[str, Any], sinks: list, best: BestOf | None = None) -> int:
     """Pictures from the first that a sink lacks on, in the pieces that a whole job has; returns the forwards of the slowest."""
-    count, step, forwards = len(rows.values), generator.rows_at_once, 0
+    count, step, forwards, scores = len(rows.values), max(1, generator.rows_at_once // (best.count if best else 1)), 0, []
     done = min(sink.done for sink in sinks)
     begin = done if done == count else done // step * step
     if begin:
@@ -99,12 +103,20 @@ def draw(generator: Generator, rows: Rows, settings: dict[str, Any], sinks: list
     with Counter(count - begin, "pictures") as counter:
         for first in range(begin, count, step):
             piece = rows.values[first : first + step]
-            made = generator.generate(**{rows.name: piece}, first_index=first, **settings)
-            pictures = None if made.images is None else to_uint8(made.images)
+            if best:
+                texts = [str(next(reversed(text.values()))) for text in rows.texts[first : first + step]]
+                made = draw_best(generator, rows.name, piece, texts, best, first, **settings)
+                pictures, scores = made.pictures, [*scores, made.scores]
+            else:
+                made = generator.generate(**{rows.name: piece}, first_index=first, **settings)
+                pictures = None if made.images is None else to_uint8(made.images)
             for sink in sinks:
                 sink.add(first, made.tokens, pictures)
             counter.add(len(piece))
             forwards = max(forwards, made.forwards)
+    if scores:
+        found = np.concatenate(scores)
+        print(f"mean score {found.max(1).mean():.4g}, of all candidates {found.mean():.4g}")
     return forwards
 
 
@@ -213,9 +225,10 @@ def check_paths(out: str | None, tokens: str | None, npz: str | None) -> None:
         raise UserError(f"--tokens and --npz both name {npz}: name two files")
 
 
-def check_outputs(generator: Generator, count: int, out: str | None, npz: str | None) -> None:
-    """Raises UserError, before anything is computed, for what this model or so many pictures cannot give."""
-    if generator.tokenizer is None and (out or npz):
+def check_outputs(generator: Generator, count: int, out: str | None, pictures: object) -> None:
+    """Raises UserError, before anything is computed, for what this model or so many pictures cannot give. `pictures`: whether
+    they are needed beside `out`."""
+    if generator.tokenizer is None and (out or pictures):
         raise UserError(
             "this model has no tokenizer to draw pictures with: convert it again with --tokenizer DIR, or keep the ids with "
             "--tokens FILE.npz alone"

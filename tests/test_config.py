@@ -4,7 +4,7 @@ import pytest
 from mmgen_tokenizers.errors import UserError
 
 from mmgen import config
-from mmgen.config import TFDS, Data, Experiment, GeneratorTask, ImageFolder, Shapes, TokenizerTask, TokenShards, overrides
+from mmgen.config import NLVR, TFDS, Data, Experiment, GeneratorTask, ImageFolder, Shapes, TokenizerTask, TokenShards, overrides
 from mmgen.model.config import ClassCondition, TextCondition
 
 
@@ -12,7 +12,9 @@ def experiment() -> Experiment:
     return Experiment(task=TokenizerTask(), data=Data())
 
 
-@pytest.mark.parametrize("source", [Shapes("test", 5), ImageFolder("x", "caption"), TFDS("mnist"), TokenShards("t", None)])
+@pytest.mark.parametrize(
+    "source", [Shapes("test", 5), ImageFolder("x", "caption"), TFDS("mnist"), TokenShards("t", None), NLVR("n")]
+)
 @pytest.mark.parametrize("task", [TokenizerTask(), GeneratorTask(tokenizer="runs/t")])
 def test_round_trip_through_a_file(tmp_path, source, task):
     before = Experiment(task=task, data=Data(source), validation=Data(flip=True), ema=0.999)
@@ -74,7 +76,7 @@ def test_a_value_of_two_kinds():
     [
         ("--data.sorce x", "unknown field --data.sorce: Data has source, size, crop, flip. Did you mean '--data.source'?"),
         ("--stepz 3", "Did you mean '--steps'?"),
-        ("--data.source.kind TFSD", "expected one of Shapes, ImageFolder, TFDS, TokenShards. Did you mean 'TFDS'?"),
+        ("--data.source.kind TFSD", "expected one of Shapes, ImageFolder, TFDS, TokenShards, NLVR. Did you mean 'TFDS'?"),
         ("--data.source.kind TFDS", "data.source: TFDS needs name"),
         ("--data.source.name mnist", "unknown field --data.source.name: Shapes has split, count."),
         ("--steps 1.5", "--steps: expected a whole number, found '1.5'"),

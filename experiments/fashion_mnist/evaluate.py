@@ -7,6 +7,7 @@ run folder.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from mmgen_tokenizers.pictures import to_float, to_uint8
 
 from mmgen import config, load
 from mmgen.data import batches
-from mmgen.evaluation.classifier import cards, recognised, train_classifier
+from mmgen.evaluation.classifier import cards, fcd, recognised, train_classifier
 from mmgen.evaluation.curves import charts
 from mmgen.report import Card, Figure, Gallery, write_report
 
@@ -36,7 +37,12 @@ def main(run: str, samples: str = "500") -> None:
     restored = to_uint8(generator.tokenizer.decode(generator.tokenizer.encode(originals)))
     quality = float(np.mean(psnr(to_float(restored), to_float(originals))))
     share = float(right.mean())
+    # Real test pictures, mirrored and cropped as those that the model learned from: what a perfect model would draw.
+    alike = next(batches(replace(experiment.data, source=experiment.validation.source), len(pictures), repeat=False))["image"]
+    reference = next(batches(experiment.data, 10_000, seed=2))["image"]
+    distance, floor = (fcd(classify, x, reference)["value"] for x in (pictures, alike))
     figures = {"psnr_test": round(quality, 3), "classifier": accuracy, "samples": len(labels), "recognised": share}
+    figures |= {"fcd": round(distance, 3), "fcd_of_real": round(floor, 3)}
     write_json(run / "figures.json", figures)
 
     table = [
@@ -44,6 +50,8 @@ def main(run: str, samples: str = "500") -> None:
         Figure("real test pictures that the judging classifier gets right", accuracy, 0.88, "%"),
         Figure("samples", len(labels)),
         Figure("samples that it recognises as the class asked for", share, 0.80, "%"),
+        Figure("Frechet distance in its features (FCD) from training pictures", distance),
+        Figure("that of as many real test pictures", floor),
     ]
     for row in table:
         print(f"  {row.name:<60} {row.shown:>10}  {row.wanted}")

@@ -4,11 +4,16 @@ Pictures are those of --samples, or are drawn from RUN by a protocol (llamagen_c
 command that was stopped goes on when it is started again. --reference is a set of pictures or a file of statistics, such as
 ADM's VIRTUAL_imagenet256_labeled.npz; those of a folder are cut to squares as ADM cuts them. --inception names the weights of
 the graph of 2015 under torchvision's names (pt_inception-2015-12-05-6726825d.pth). The figures, their intervals and all
-that they depend on go to evaluation.json.
+that they depend on go to evaluation.json; `mmgen report` makes a page of it.
 
-With --suite, pictures are drawn for prompts: `shapes` are captions of the embedded scenes, read back by a program and reported
-as GenEval does; files are those of PartiPrompts, GenEval, T2I-CompBench, DPG-Bench or TIFA, drawn onto a sheet for each
-category and scored by --scorer, a Python function of (pictures uint8 [B, H, W, 3], prompts) that gives B numbers.
+With --suite, pictures are drawn for prompts: `shapes` are captions of the embedded scenes, `nlvr` those of boxes of NLVR, both
+read back by a program and reported as GenEval does; files are those of PartiPrompts, GenEval, T2I-CompBench, DPG-Bench or
+TIFA, drawn onto a sheet for each category and scored by --scorer, a Python function of (pictures uint8 [B, H, W, 3], prompts)
+that gives B numbers.
+
+With --likelihood, the model says how probable pictures are that it has not seen: bits a dimension where its tokens are the
+pixels (mmgen-tokenizers pixels), else bits a picture. SPEC is as in `mmgen tokenize`: shapes:test, tfds:NAME:SPLIT, a folder
+of pictures or of token shards.
 
 example:
   mmgen evaluate models/gpt_b --protocol llamagen_c2i_256 --inception pt_inception.pth \
@@ -16,10 +21,11 @@ example:
   mmgen evaluate --samples samples.npz --reference imagenet/val --inception pt_inception.pth --save-statistics val.npz
   mmgen evaluate runs/quickstart/generator --suite shapes
   mmgen evaluate models/t2i --suite PartiPrompts.tsv --scorer my_scorer:score
+  mmgen evaluate runs/pixels --likelihood tfds:fashion_mnist:test
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +35,9 @@ from mmgen_tokenizers.errors import UserError
 from mmgen.cli.parsing import Parser, existing
 from mmgen.cli.sample import SETTINGS, add_settings
 
-DRAWING = ("protocol", "num", "dtype", *SETTINGS)
+DRAWING = ("protocol", "num", "dtype", "checkpoint", *SETTINGS)
+SCENES = ("shapes", "nlvr")
+SCORING = ("reference", "inception", "protocol", "size", "crop", "save_statistics")
 
 
 def parser() -> Parser:
@@ -40,13 +48,16 @@ def parser() -> Parser:
     p.add_argument("--inception", metavar="FILE", help="weights of InceptionV3")
     p.add_argument("--protocol", metavar="NAME", help="whose choices to follow")
     p.add_argument(
-        "-n", "--num", type=positive, metavar="N", help="pictures to draw (the protocol's: 50000), or for each prompt (1)"
+        "-n", "--num", type=positive, metavar="N", help="pictures: to draw (the protocol's: 50000), a prompt (1), to read (all)"
     )
-    p.add_argument("--suite", nargs="+", metavar="shapes|FILE", help="prompts to draw, instead of a protocol's classes")
+    p.add_argument("--suite", nargs="+", metavar="shapes|nlvr|FILE", help="prompts to draw, instead of a protocol's classes")
     p.add_argument("--scorer", metavar="MODULE:FUNCTION", help="what scores the pictures of --suite")
+    p.add_argument("--likelihood", metavar="SPEC", help="pictures or token shards of which to say how probable they are")
+    p.add_argument("--data-dir", metavar="DIR", help="where TFDS sets of --likelihood lie (default: TFDS's own)")
     p.add_argument("--size", type=positive, metavar="PIXELS", help="squares to which pictures of a folder of --samples are cut")
     p.add_argument("--crop", choices=("adm", "lanczos"), help="how pictures of folders are cut (adm)")
     p.add_argument("--save-statistics", metavar="FILE.npz", help="write those of the reference, to name them next time")
+    p.add_argument("--checkpoint", metavar="best|last|STEP", help="of a run, instead of its newest weights")
     p.add_argument("--out", metavar="DIR|FILE.json", help="RUN/evaluation/PROTOCOL, or evaluation.json for --samples")
     p.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, where several processes draw together")
     p.add_argument("--processes", type=int, metavar="N", help="how many they are")
@@ -59,18 +70,28 @@ def main(arguments: Sequence[str]) -> None:
     args = parser().parse_args(arguments)
     if (args.run is None) == (args.samples is None):
         raise UserError("give either RUN, to draw from it, or --samples (mmgen evaluate --help shows how)")
-    files = [] if args.suite in (None, ["shapes"]) else args.suite
+    files = [] if args.suite in (None, *([scenes] for scenes in SCENES)) else args.suite
     for path in filter(None, (args.run, args.samples, args.reference, args.inception, *files)):
         existing(path)
+    _mode(args)(args)
+
+
+def _mode(args: argparse.Namespace) -> Callable[[argparse.Namespace], None]:
+    """What is asked for. Raises UserError for options that do not belong to it."""
+    if args.likelihood:
+        _refuse(args, ("samples", "suite", "scorer", *SCORING, *SETTINGS), "--likelihood")
+        return _likelihood
+    _refuse(args, ("data_dir",), "anything but --likelihood")
     if args.suite:
-        _refuse(args, ("samples", "reference", "inception", "protocol", "size", "crop", "save_statistics"), "--suite")
-    elif missing := [f"--{name}" for name in ("reference", "inception") if getattr(args, name) is None]:
+        _refuse(args, ("samples", *SCORING), "--suite")
+        return _suite
+    if missing := [f"--{name}" for name in ("reference", "inception") if getattr(args, name) is None]:
         raise UserError(f"{' and '.join(missing)} must be given: what to compare with, and by which weights")
-    elif args.samples:
+    if args.samples:
         _refuse(args, ("scorer", *DRAWING), "--samples, which are drawn already")
-    else:
-        _refuse(args, ("scorer", "size", "crop"), "a protocol, which says it")
-    (_score if args.samples else _suite if args.suite else _draw)(args)
+        return _score
+    _refuse(args, ("scorer", "size", "crop"), "a protocol, which says it")
+    return _draw
 
 
 def _refuse(args: argparse.Namespace, names: Sequence[str], mode: str) -> None:
@@ -100,11 +121,11 @@ def _draw(args: argparse.Namespace) -> None:
     from mmgen.evaluation.generated import evaluate
     from mmgen.parallel import distributed
 
+    run, out = _place(args, args.protocol or "own")
     distributed.initialize(args.coordinator, args.processes, args.process)
     use_compilation_cache()
-    out = Path(args.out or Path(args.run) / "evaluation" / (args.protocol or "own"))
     how = {"seed": args.seed, "dtype": args.dtype, "statistics": args.save_statistics} | _settings(args)
-    found = evaluate(args.run, args.reference, args.inception, out, args.protocol, args.num, **how)
+    found = evaluate(run, args.reference, args.inception, out, args.protocol, args.num, **how)
     if found is not None:
         print(f"{found['samples']['pictures']} pictures of {args.run}\n{explain(found)}\nwrote {out / 'evaluation.json'}")
 
@@ -116,18 +137,47 @@ def _suite(args: argparse.Namespace) -> None:
     from mmgen.evaluation import faithfulness, suites
     from mmgen.parallel import distributed
 
+    run, out = _place(args, Path(args.suite[0]).stem)
     distributed.initialize(args.coordinator, args.processes, args.process)
     use_compilation_cache()
-    scenes = args.suite == ["shapes"]
-    out = Path(args.out or Path(args.run) / "evaluation" / Path(args.suite[0]).stem)
     how = {"seed": args.seed, "dtype": args.dtype} | _settings(args)
-    if scenes:
-        _refuse(args, ("scorer",), "--suite shapes, which a program reads")
-        found = faithfulness.evaluate(args.run, out, args.num, **how)
+    if args.suite[0] in SCENES:
+        _refuse(args, ("scorer",), f"--suite {args.suite[0]}, which a program reads")
+        found = faithfulness.evaluate(run, out, args.num, scenes=args.suite[0], **how)
     else:
-        found = suites.evaluate(args.run, args.suite, out, args.num, args.scorer, **how)
+        found = suites.evaluate(run, args.suite, out, args.num, args.scorer, **how)
     if found is not None:
         print("\n".join(filter(None, [explain(found), f"wrote {out / 'evaluation.json'} and {out / 'report.html'}"])))
+
+
+def _likelihood(args: argparse.Namespace) -> None:
+    from mmgen_tokenizers.cache import use_compilation_cache
+    from mmgen_tokenizers.evaluation.results import explain
+
+    from mmgen.evaluation.likelihood import evaluate
+    from mmgen.parallel import distributed
+
+    run, out = _place(args, "likelihood")
+    distributed.initialize(args.coordinator, args.processes, args.process)
+    use_compilation_cache()
+    found = evaluate(run, args.likelihood, out, args.num, args.data_dir, args.dtype)
+    if found is not None:
+        print(f"{found['pictures']} pictures of {args.likelihood}\n{explain(found)}\nwrote {out / 'evaluation.json'}")
+
+
+def _place(args: argparse.Namespace, name: str) -> tuple[Path, Path]:
+    """The folder of the model, and where its evaluation goes. A checkpoint is exported beside the latter first."""
+    out = Path(args.out or Path(args.run) / "evaluation" / name / (args.checkpoint or ""))
+    if args.checkpoint is None:
+        return Path(args.run), out
+    if args.coordinator:
+        raise UserError("--checkpoint is exported by one process: do so first (mmgen export), and evaluate what it wrote")
+
+    from mmgen.folders import export
+
+    if not (out / "model" / "config.json").is_file() or not args.checkpoint.isdigit():  # the best one may be another by now
+        export(args.run, out / "model", checkpoint=args.checkpoint)
+    return out / "model", out
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -14,6 +14,7 @@ VERBS = {
     "tokenize": "turn a set of pictures into token shards",
     "sample": "draw pictures from a trained or converted model",
     "evaluate": "score pictures, or a model's, against a reference: FID and its relatives",
+    "report": "write a page of one run, or of several side by side: figures, curves, pictures",
     "edit": "draw a part of a picture anew, or continue it beyond its edges",
     "export": "write a run's weights for use elsewhere",
     "pull": "fetch a file of published weights",

@@ -5,17 +5,29 @@ recommended with the model. A class model without --label goes through all of it
 and --label take all words that follow. A job that was stopped, by ctrl-C or by force, goes on when the same command is given
 again (but for a grid).
 
+With --best-of N, N candidates are drawn for each picture and the one is kept that --scorer likes best: a Python function of
+(pictures uint8 [B, H, W, 3], prompts or labels) that gives B numbers. With --best-at it also sees candidates after these steps
+of the model's order, what is missing filled up, and the worse half is given up.
+
 example:
   mmgen sample runs/quickstart/generator --prompt 'a small red circle above a large blue square' -n 4 --out circles.png
   mmgen sample models/gpt_b --label 207 --label 360 -n 8 --guidance 4 --out pictures/
   mmgen sample runs/quickstart/generator --prompts thousand.txt --out pictures/
+  mmgen sample runs/quickstart/generator --prompts thousand.txt --best-of 4 --scorer mmgen.evaluation.shapes:score --out best/
   mmgen sample models/gpt_b --num 50000 --npz samples.npz        uint8 [N, H, W, 3] under arr_0, for FID suites
 """
 
+import argparse
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mmgen_tokenizers.errors import UserError
 
 from mmgen.cli.parsing import Parser, existing
+
+if TYPE_CHECKING:
+    from mmgen.best import BestOf
 
 SETTINGS = ("guidance", "guidance_schedule", "temperature", "top_k", "top_p", "steps", "choice_temperature")
 DECODING = ("decoder", "window", "init", "coupling")
@@ -35,6 +47,9 @@ def parser() -> Parser:
     p.add_argument("--init", metavar="NAME", help="what jacobi begins from: left, upper, law or uniform (default: law)")
     p.add_argument("--coupling", metavar="NAME", help="maximal: fewer forwards, other pictures of the same distribution")
     p.add_argument("--draft", metavar="DIR", help="a smaller generator of the same tokenizer, for --decoder speculative")
+    p.add_argument("--best-of", type=int, metavar="N", help="candidates for each picture, of which --scorer keeps the best")
+    p.add_argument("--scorer", metavar="MODULE:FUNCTION", help="gives each picture of a batch a number, the higher the better")
+    p.add_argument("--best-at", type=int, nargs="+", metavar="T", help="also after these steps keep the better half of them")
     p.add_argument("--out", metavar="FILE.png|DIR", help="one grid, or one file a picture (default: samples.png)")
     p.add_argument("--tokens", metavar="FILE.npz", help="also write the token ids, int32 [N, sites]")
     p.add_argument("--npz", metavar="FILE.npz", help="write all pictures as one uint8 array")
@@ -75,8 +90,17 @@ def main(arguments: Sequence[str]) -> None:
         npz=args.npz,
         dtype=args.dtype,
         draft=existing(args.draft) if args.draft else None,
+        best=_best(args),
         **settings | {"guidance_schedule": samples.schedule(args.guidance_schedule)},
     )
+
+
+def _best(args: argparse.Namespace) -> "BestOf | None":
+    from mmgen.best import BestOf
+
+    if (args.best_of is None) != (args.scorer is None) or (args.best_at and args.best_of is None):
+        raise UserError("--best-of N and --scorer module:function go together, and --best-at with both")
+    return None if args.best_of is None else BestOf(args.best_of, args.scorer, tuple(args.best_at or ()))
 
 
 def _window(text: str) -> int | str:

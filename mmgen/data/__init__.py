@@ -30,6 +30,10 @@ def _open(data: Data, captioned: bool) -> Source:
             from mmgen.data.tfds import TFDSSource
 
             return TFDSSource(name, split, data_dir)
+        case config.NLVR(folder, split):
+            from mmgen.data.nlvr import NLVRSource
+
+            return NLVRSource(folder, split)
         case config.TokenShards(folder, cache):
             from mmgen.data.token_shards import TokenShardsSource
 
@@ -68,20 +72,24 @@ def batches(
 
 
 def parse_source(spec: str, data_dir: str | Path | None = None) -> config.Source:
-    """The source that a command line names: `shapes[:test]`, `tfds:NAME[:VERSION][:SPLIT]`, or a folder of pictures or of
-    token shards. `data_dir` is where TFDS data sets are prepared. Raises `UserError` with the nearest name."""
+    """The source that a command line names: `shapes[:test]`, `nlvr:FOLDER[:test]`, `tfds:NAME[:VERSION][:SPLIT]`, or a folder
+    of pictures or of token shards. `data_dir` is where TFDS sets are prepared. Raises `UserError` with the nearest name."""
     kind, _, rest = spec.partition(":")
     if kind == "shapes":
         split = rest or "train"
         if split not in ("train", "test"):
             raise UserError(f"shapes has the splits train and test, not {split!r}.{nearest(split, ['train', 'test'])}")
         return config.Shapes(split)
+    if kind == "nlvr":
+        test = rest.endswith(":test")
+        return config.NLVR(rest.removesuffix(":test"), "test" if test else "train")
     if kind == "tfds":
         name, split = re.fullmatch(r"([^:]*(?::\d+\.\d+\.\d+)?):?(.*)", rest).groups()
         return config.TFDS(name, split or "train", None if data_dir is None else str(data_dir))
     folder = Path(spec)
     if not folder.is_dir():
         siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        hint = nearest(folder.name, [*siblings, "shapes", "tfds"])
-        raise UserError(f"--data {spec}: no such folder. Name a folder, shapes[:test] or tfds:NAME[:SPLIT].{hint}")
+        hint = nearest(folder.name, [*siblings, "shapes", "nlvr", "tfds"])
+        kinds = "shapes[:test], nlvr:FOLDER[:test] or tfds:NAME[:SPLIT]"
+        raise UserError(f"--data {spec}: no such folder. Name a folder, {kinds}.{hint}")
     return config.TokenShards(str(folder)) if is_shards(folder) else config.ImageFolder(str(folder))

@@ -1,7 +1,8 @@
 """An independent judge of class-conditional models: a small CNN that is trained on the real pictures.
 
 It sees nothing of the tokenizer or the generator. How many samples it recognises as the class that was asked for says
-whether the condition is obeyed; its accuracy on real test pictures says how far it can be trusted.
+whether the condition is obeyed; its accuracy on real test pictures says how far it can be trusted. The Frechet distance in its
+own features is called FCD, never FID: numbers of two classifiers do not compare.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
+from mmgen_tokenizers.evaluation.statistics import Moments, frechet_influence, interval
 from mmgen_tokenizers.pictures import to_float, to_uint8
 
 from mmgen.generator import Generator
@@ -30,20 +32,53 @@ class Network(nnx.Module):
         self.out = nnx.Linear(128, classes, rngs=rngs)
 
     def __call__(self, pictures: Float[Array, "B H W 3"]) -> Float[Array, "B classes"]:
+        return self.out(self.features(pictures))
+
+    def features(self, pictures: Float[Array, "B H W 3"]) -> Float[Array, "B 128"]:
         B, H, W, _ = pictures.shape
         x = pictures.reshape(B, H // 2, 2, W // 2, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(B, H // 2, W // 2, 12)
         for conv in self.convs:
             x = jax.nn.relu(conv(x))
-        return self.out(jax.nn.relu(self.hidden(x.reshape(B, -1))))
+        return jax.nn.relu(self.hidden(x.reshape(B, -1)))
 
 
-Classifier = Callable[[UInt8[np.ndarray, "B H W 3"]], Int[np.ndarray, "B"]]
+class Classifier:
+    """A trained network: pictures -> labels."""
+
+    def __init__(self, graph: nnx.GraphDef, params: dict):
+        def found(params: dict, pictures: Array) -> tuple[Array, Array]:
+            network = nnx.merge(graph, nnx.State(params))
+            features = network.features(to_float(pictures))
+            return features, jnp.argmax(network.out(features), -1)
+
+        self._params, self._found = params, jax.jit(found)
+
+    def __call__(self, pictures: UInt8[np.ndarray, "B H W 3"]) -> Int[np.ndarray, "B"]:
+        return self._all(pictures)[1]
+
+    def features(self, pictures: UInt8[np.ndarray, "B H W 3"]) -> Float[np.ndarray, "B 128"]:
+        """What the last layer reads."""
+        return self._all(pictures)[0]
+
+    def _all(self, pictures: UInt8[np.ndarray, "B H W 3"]) -> list[np.ndarray]:
+        pieces = [self._found(self._params, pictures[start : start + CHUNK]) for start in range(0, len(pictures), CHUNK)]
+        return [np.concatenate(column) for column in zip(*pieces, strict=True)]
+
+
+def fcd(
+    classifier: Classifier, samples: UInt8[np.ndarray, "N H W 3"], reference: UInt8[np.ndarray, "M H W 3"]
+) -> dict[str, Any]:
+    """Frechet distance between two sets in the classifier's features, and its bootstrap interval."""
+    features = classifier.features(samples)
+    a, b = (Moments.of(x).gaussian for x in (features, classifier.features(reference)))
+    value, influence = frechet_influence(features, a, b)
+    return {"value": value, "interval": list(interval(value, influence))}
 
 
 def train_classifier(
     batches: Iterator[dict[str, Any]], classes: int, size: int, steps: int = 2500, peak: float = 2e-3, seed: int = 0
 ) -> Classifier:
-    """Trains on `steps` batches with "image" uint8 [B, size, size, 3] and "label"; returns pictures -> labels.
+    """Trains on `steps` batches with "image" uint8 [B, size, size, 3] and "label".
 
     `size` must be a multiple of 16.
     """
@@ -65,17 +100,11 @@ def train_classifier(
     state = optimizer.init(params)
     for _, batch in zip(range(steps), batches, strict=False):
         params, state = step(params, state, batch["image"], batch["label"])
-    guess = jax.jit(lambda params, pictures: jnp.argmax(logits(params, pictures), -1))
-
-    def classify(pictures: UInt8[np.ndarray, "B H W 3"]) -> Int[np.ndarray, "B"]:
-        pieces = [pictures[start : start + CHUNK] for start in range(0, len(pictures), CHUNK)]
-        return np.concatenate([np.asarray(guess(params, piece)) for piece in pieces])
-
-    return classify
+    return Classifier(graph, params)
 
 
 def recognised(
-    generator: Generator, classify: Classifier, count: int = 500, seed: int = 0, **settings
+    generator: Generator, classify: Callable[[np.ndarray], np.ndarray], count: int = 500, seed: int = 0, **settings
 ) -> tuple[UInt8[np.ndarray, "count H W 3"], Int[np.ndarray, "count"], Bool[np.ndarray, "count"]]:
     """Samples by the recommended settings, the classes in turn: pictures, labels asked for, and which are recognised."""
     labels = np.arange(count) % generator.null_label

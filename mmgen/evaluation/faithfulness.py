@@ -1,21 +1,27 @@
-"""Whether pictures show what was asked, task by task as GenEval (arXiv 2310.11513) reports it, with the embedded scenes' own
-checker in the place of a detector."""
+"""Whether pictures show what was asked, task by task as GenEval (arXiv 2310.11513) reports it, on scenes that a program reads:
+the checker of the embedded ones, or that of NLVR's boxes, stands in the place of a detector."""
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+from jaxtyping import UInt8
 from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.files import write_json
+from mmgen_tokenizers.pictures import to_uint8
 
 from mmgen import __version__
-from mmgen.data.shapes import Verdict, arrangements, parse
-from mmgen.evaluation.shapes import Judged, samples, told
+from mmgen.data import nlvr
+from mmgen.data.shapes import Verdict, arrangements, parse, verify_all
+from mmgen.evaluation.shapes import unseen
+from mmgen.folders import step_of
 from mmgen.generator import load
 from mmgen.model.config import TextCondition
+from mmgen.parallel.distributed import first_process
 from mmgen.report import Card, Figure, Gallery, write_report
 
 TASKS = {
@@ -31,30 +37,93 @@ TASKS = {
 PROMPTS = 256
 
 
-def evaluate(
-    folder: str | Path, out: str | Path, num: int | None = None, seed: int = 0, dtype: str | None = None, **settings
-) -> dict[str, Any]:
-    """Draws for `num` (256) captions of combinations that no training caption named; writes OUT/evaluation.json and a page.
+class Shown(NamedTuple):
+    """What a caption asks for and what is read in its picture."""
 
-    `settings` go to `Generator.generate`. Raises UserError for a model that does not draw such scenes.
+    asked: tuple[tuple[str, str], ...]  # colour and shape of each thing
+    found: tuple[tuple[str, str], ...]
+    unclear: int  # other things that are there, too
+    placed: bool | None  # whether the things stand as asked; None: the caption does not say how
+
+
+class Drawn(NamedTuple):
+    captions: Sequence[str]
+    pictures: UInt8[np.ndarray, "B h w 3"]
+    shown: Sequence[Shown]
+
+
+def evaluate(
+    folder: str | Path,
+    out: str | Path,
+    num: int | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+    scenes: str = "shapes",
+    **settings,
+) -> dict[str, Any]:
+    """Draws for `num` (256) captions of one of SCENES; writes OUT/evaluation.json and a page.
+
+    Of "shapes" they are combinations that no training caption named. `settings` go to `Generator.generate`. Raises UserError
+    for a model that does not draw such scenes.
     """
-    generator, out = load(folder, dtype), Path(out)
+    generator, out, (captions, reader, fits) = load(folder, dtype), Path(out), SCENES[scenes]
     size = generator.tokenizer and generator.tokenizer.config.image_size
-    if not isinstance(generator.config.condition, TextCondition) or size not in (32, 64):
-        raise UserError(f"{folder} does not draw the embedded scenes from captions, 32 or 64 pixels wide: give --suite a file")
+    if not isinstance(generator.config.condition, TextCondition) or not fits(size):
+        raise UserError(f"{folder} does not draw pictures of {scenes} from captions, {WIDTHS[scenes]}: give --suite a file")
     given = {name: value for name, value in settings.items() if value is not None}
-    judged = samples(generator, num or PROMPTS, seed, **given)
-    found = rates(judged)
-    about = {
-        "model": str(folder),
-        "seed": seed,
-        "sampling": asdict(generator.sampling) | given,
-        "pictures": len(judged.captions),
-    }
-    result = {"figures": figures(found), "suite": "shapes", **about, "versions": {"mmgen": __version__}}
-    write_json(out / "evaluation.json", result)
-    write_report(out / "report.html", "What was asked and what is shown", table(found), [], [gallery(judged)])
+    prompts = captions(num or PROMPTS)
+    pictures = to_uint8(generator.generate(prompts=prompts, seed=seed, **given).images)
+    drawn = Drawn(prompts, pictures, reader(prompts, pictures))
+    found = rates(drawn.shown)
+    about = {"model": str(folder), "step": step_of(folder), "seed": seed, "pictures": len(prompts)}
+    result = {"figures": figures(found), "suite": scenes, **about, "sampling": asdict(generator.sampling) | given}
+    result |= {"versions": {"mmgen": __version__}}
+    if first_process():
+        write_json(out / "evaluation.json", result)
+        write_report(out / "report.html", "What was asked and what is shown", table(found), [], [gallery(drawn)])
     return result
+
+
+# Scenes --------------------------------------------------------------------------------------------------------------
+
+
+def shown_by_shapes(caption: str, verdict: Verdict) -> Shown:
+    """Of an embedded scene."""
+    said, found = parse(caption), [(o.thing.colour, o.thing.shape) for o in verdict.found]
+    asked = tuple((thing.colour, thing.shape) for thing in said.things)
+    cells = dict(zip(found, (o.cell for o in verdict.found), strict=True))
+    placed = tuple(cells.get(thing) for thing in asked) in arrangements(said)
+    return Shown(asked, tuple(found), len(verdict.unclear), placed)
+
+
+def shown_by_box(caption: str, picture: UInt8[np.ndarray, "h w 3"]) -> Shown:
+    """Of a box of NLVR's; things that should stand apart may touch each other."""
+    said, (objects, unclear) = nlvr.parse(caption), nlvr.read(picture)
+    places, placed = {item.thing: item for item in objects}, None
+    if said.relation:
+        one, other = (places.get(thing) for thing, _ in said.things)
+        placed = None not in (one, other) and nlvr.stands(one, said.relation, other, slack=3)
+    asked = tuple(tuple(thing) for thing, count in said.things for _ in range(count))
+    return Shown(asked, tuple(tuple(item.thing) for item in objects), int(unclear), placed)
+
+
+def _read_shapes(captions: Sequence[str], pictures: UInt8[np.ndarray, "B h w 3"]) -> list[Shown]:
+    return [shown_by_shapes(c, v) for c, v in zip(captions, verify_all(captions, pictures), strict=True)]
+
+
+def _read_boxes(captions: Sequence[str], pictures: UInt8[np.ndarray, "B h w 3"]) -> list[Shown]:
+    return [shown_by_box(c, p) for c, p in zip(captions, pictures, strict=True)]
+
+
+# How so many captions are made, what reads the pictures, whether it reads those of so many pixels.
+SCENES: dict[str, tuple[Callable, Callable, Callable]] = {
+    "shapes": (unseen, _read_shapes, lambda size: size in (32, 64)),
+    "nlvr": (nlvr.prompts, _read_boxes, lambda size: bool(size) and size >= nlvr.SMALLEST),
+}
+WIDTHS = {"shapes": "32 or 64 pixels wide", "nlvr": f"at least {nlvr.SMALLEST} pixels wide"}
+
+
+# Rates ---------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -83,28 +152,23 @@ class Rate:
         return f"{100 * self.value:.1f}% ({100 * low:.1f} .. {100 * high:.1f} of {self.asked})"
 
 
-def passed(caption: str, verdict: Verdict) -> dict[str, bool]:
+def passed(shown: Shown) -> dict[str, bool]:
     """Which of the tasks that a caption sets its picture passed; a caption sets several."""
-    said, found = parse(caption), verdict.found
-    cells = {(o.thing.colour, o.thing.shape): o.cell for o in found}
-    stand = [cells.get((thing.colour, thing.shape)) for thing in said.things]
-    shapes = Counter(thing.shape for thing in said.things)
-    present = shapes <= Counter(o.thing.shape for o in found)
-    named = None not in stand
-    results = {
-        "counting": len(found) + len(verdict.unclear) == len(said.things),
-        "position": named and tuple(stand) in arrangements(said),
-    }
-    if len(said.things) == 1:
-        results |= {"single object": present, "colours": named}
-    if len(said.things) == 2:
-        results |= {"two objects": present, "colour attribution": named}
+    asked, found = Counter(shown.asked), Counter(shown.found)
+    present = Counter(shape for _, shape in shown.asked) <= Counter(shape for _, shape in shown.found)
+    results = {"counting": len(shown.found) + shown.unclear == len(shown.asked)}
+    if shown.placed is not None:
+        results["position"] = shown.placed
+    if len(shown.asked) == 1:
+        results |= {"single object": present, "colours": asked <= found}
+    if len(shown.asked) == 2 == len(asked):
+        results |= {"two objects": present, "colour attribution": asked <= found}
     return results
 
 
-def rates(judged: Judged) -> dict[str, Rate]:
+def rates(shown: Sequence[Shown]) -> dict[str, Rate]:
     """The pass rate of each task."""
-    results = [passed(c, v) for c, v in zip(judged.captions, judged.verdicts, strict=True)]
+    results = [passed(one) for one in shown]
     return {task: Rate(sum(r[task] for r in results if task in r), sum(task in r for r in results)) for task in TASKS}
 
 
@@ -125,12 +189,17 @@ def table(found: dict[str, Rate]) -> list[Figure]:
     return [*rows, Figure("overall: the mean of these", f"{100 * overall(found):.1f}%")]
 
 
-def gallery(judged: Judged, shown: int = 48) -> Gallery:
+def gallery(drawn: Drawn, shown: int = 48) -> Gallery:
     """The first pictures under their prompts, each with the tasks that it failed."""
     cards = []
-    rows: Sequence = list(zip(judged.captions, judged.pictures, judged.verdicts, strict=True))[:shown]
-    for caption, picture, verdict in rows:
-        failed = [task for task, right in passed(caption, verdict).items() if not right]
-        note = f"fails {', '.join(failed)}: {told(verdict)}" if failed else ""
+    for caption, picture, one in list(zip(*drawn, strict=True))[:shown]:
+        failed = [task for task, right in passed(one).items() if not right]
+        note = f"fails {', '.join(failed)}: {told(one)}" if failed else ""
         cards.append(Card([picture], caption, not failed, note))
     return Gallery("Samples", cards, "For each prompt the first picture drawn, not the best.")
+
+
+def told(shown: Shown) -> str:
+    """What a picture shows, in a few words."""
+    found = ", ".join(" ".join(thing) for thing in shown.found) or "nothing"
+    return f"shows {found}" + (" and something unclear" if shown.unclear else "")

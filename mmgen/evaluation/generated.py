@@ -5,7 +5,9 @@ import functools
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from mmgen_tokenizers.files import flatten, read_json, write_atomically, write_j
 from mmgen_tokenizers.progress import Counter
 
 from mmgen import __version__
+from mmgen.folders import step_of
 from mmgen.generator import Generator, load
 from mmgen.model.config import ClassCondition
 from mmgen.parallel.distributed import all_say, first_process
@@ -41,7 +44,8 @@ def evaluate(
     """Draws the set that a protocol asks for into OUT/pictures, scores it and writes OUT/evaluation.json.
 
     Without a `protocol`: `num` pictures in the model's own size, as many of each class. Started again it goes on where it was.
-    Of several processes each draws its share, on one disk that all see; the first one scores, the others return None.
+    All devices share the work; of several processes each draws its share, on one disk that all see, and all but the first one
+    return None.
     `settings` of `Generator.generate` take the place of the protocol's. `weights`: of InceptionV3.
     """
     generator, out = load(folder, dtype), Path(out)
@@ -53,12 +57,12 @@ def evaluate(
     record = describe(generator, count, seed, dataclasses.asdict(chosen), sampling)
     labels = draw_labels(chosen, generator.null_label, count, seed)
     draw(generator, out, record, "labels", labels, sampling, functools.partial(finish, chosen))
-    if not first_process():
-        return None
     size = (chosen.size, chosen.size)
     found = score(out / "pictures", reference, weights, size, chosen.crop, statistics)
+    if not first_process():
+        return None
     found["versions"] |= {"mmgen": __version__}
-    found |= {"model": str(folder), "protocol": protocol, "record": record}
+    found |= {"model": str(folder), "step": step_of(folder), "protocol": protocol, "record": record}
     write_json(out / "evaluation.json", found)
     return found
 
@@ -91,12 +95,12 @@ def describe(generator: Generator, count: int, seed: int, protocol: dict[str, An
 
 
 def fingerprint(generator: Generator) -> str:
-    """16 hexadecimal digits of the model, its weights and its tokenizer."""
+    """16 hexadecimal digits of the model, its weights and its tokenizer, if it has one."""
     digest = hashlib.sha256(json.dumps(to_json(generator.config), sort_keys=True).encode())
     for name, value in sorted(flatten(generator.params).items()):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(value).data)
-    digest.update(generator.tokenizer.fingerprint.encode())
+    digest.update(generator.tokenizer.fingerprint.encode() if generator.tokenizer else b"")
     return digest.hexdigest()[:16]
 
 
@@ -111,8 +115,8 @@ def draw(
 ) -> None:
     """Writes the pieces of OUT/pictures that are not there yet, each a file as ADM's evaluator reads it.
 
-    `values`: of each picture, for `generate`'s argument `name`; `rounded` makes uint8 of what it gives. Of several processes
-    each draws its share.
+    `values`: of each picture, for `generate`'s argument `name`; `rounded` makes uint8 of what it gives. Each device of each
+    process draws its share: a picture does not depend on which one draws it (in float32).
     """
     folder = out / "pictures"
     if first_process():
@@ -120,13 +124,43 @@ def draw(
     all_say(True)  # that everyone sees the same files before the first new one
     firsts = [first for first in range(0, len(values), PIECE) if not (folder / f"{first:08d}.npz").is_file()]
     mine = firsts[jax.process_index() :: jax.process_count()]
+
+    def piece(generator: Generator, first: int) -> int:
+        own = values[first : first + PIECE]
+        made = generator.generate(**{name: own}, seed=record["seed"], first_index=first, **sampling)
+        _write(folder / f"{first:08d}.npz", rounded(made.images), own)
+        return len(own)
+
     with Counter(sum(len(values[first : first + PIECE]) for first in mine), "pictures") as counter:
-        for first in mine:
-            own = values[first : first + PIECE]
-            made = generator.generate(**{name: own}, seed=record["seed"], first_index=first, **sampling)
-            _write(folder / f"{first:08d}.npz", rounded(made.images), own)
-            counter.add(len(own))
+        for count in on_all_devices(generator, piece, mine):
+            counter.add(count)
     all_say(True)  # that all pieces are there
+
+
+def on_all_devices(generator: Generator, piece: Callable[[Generator, int], int], firsts: Sequence[int]) -> Iterator[int]:
+    """What piece(generator, first) gives for each of `firsts`, as they come; each device of this process takes the next one."""
+    devices = jax.local_devices()
+    if len(devices) == 1:
+        yield from (piece(generator, first) for first in firsts)
+        return
+    idle: queue.Queue = queue.Queue()
+    for device in devices:
+        idle.put((device, generator.copied()))
+
+    def run(first: int) -> int:
+        device, own = idle.get()
+        try:
+            with jax.default_device(device):
+                return piece(own, first)
+        finally:
+            idle.put((device, own))
+
+    with ThreadPoolExecutor(len(devices)) as threads:
+        waiting = [threads.submit(run, first) for first in firsts]
+        try:
+            yield from (future.result() for future in as_completed(waiting))
+        finally:  # also when one fails, or at ctrl-C: what has begun is finished
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def begin(out: Path, record: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Judging models of the embedded scenes: the checker reads reconstructions and samples, so the figures need no eye."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,6 +67,11 @@ def samples(generator: Generator, count: int = 256, seed: int = 0, first: int = 
     return Judged(captions, originals, pictures, verify_all(captions, pictures))
 
 
+def unseen(count: int) -> list[str]:
+    """Captions of the first test combinations."""
+    return _test(count, 32)[0]
+
+
 def _test(count: int, size: int, first: int = 0) -> tuple[list[str], UInt8[np.ndarray, "count size size 3"]]:
     """The test scenes that say something new, without the `first` of them."""
     chosen, source = {}, ShapesSource("test", 20 * (first + count), size)
@@ -76,6 +82,19 @@ def _test(count: int, size: int, first: int = 0) -> tuple[list[str], UInt8[np.nd
         chosen.setdefault(parse(example["text"]), example)
     found = [*chosen.values()][first:]
     return [e["text"] for e in found], np.stack([e["image"] for e in found])
+
+
+def score(pictures: UInt8[np.ndarray, "B size size 3"], captions: Sequence[str]) -> list[float]:
+    """A scorer of embedded scenes: the share of the named things that are there, less half of one for each thing more; 1 more
+    where all is right, in size and place too."""
+    return [_score(c, v) for c, v in zip(captions, verify_all(captions, pictures), strict=True)]
+
+
+def _score(caption: str, verdict: Verdict) -> float:
+    asked = Counter((thing.colour, thing.shape) for thing in parse(caption).things)
+    there = (asked & Counter((o.thing.colour, o.thing.shape) for o in verdict.found)).total()
+    more = len(verdict.found) + len(verdict.unclear) - there
+    return there / asked.total() - 0.5 * more + verdict.places_right
 
 
 def figures(restored: Judged, drawn: Judged) -> dict[str, float | int]:

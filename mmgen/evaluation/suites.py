@@ -20,6 +20,7 @@ from mmgen_tokenizers.pictures import grid, to_uint8, with_captions, write_png
 
 from mmgen import __version__
 from mmgen.evaluation import generated
+from mmgen.folders import step_of
 from mmgen.generator import load
 from mmgen.model.config import TextCondition
 from mmgen.parallel.distributed import first_process
@@ -138,7 +139,7 @@ def evaluate(
         return None
     scores, shown = _go_through(out / "pictures", prompts, score, scorer)
     result = {"figures": _figures(prompts, scores), "suite": [str(path) for path in paths], "scorer": scorer, "record": record}
-    result |= {"model": str(folder), "versions": {"mmgen": __version__}, "scores": scores}
+    result |= {"model": str(folder), "step": step_of(folder), "versions": {"mmgen": __version__}, "scores": scores}
     write_json(out / "evaluation.json", result)
     _sheets(out, shown, result["figures"])
     return result

@@ -26,7 +26,7 @@ from mmgen.model.positions import rotary_angles
 from mmgen.parallel.rules import constrain, gathered, one_cpu
 from mmgen.plan.plan import INDEX, GenerationPlan, PlanBatch
 
-__all__ = ["axes", "build_plan", "forward", "init", "loss"]
+__all__ = ["axes", "build_plan", "forward", "init", "log_likelihood", "loss"]
 
 
 class Ends(nnx.Module):
@@ -238,6 +238,13 @@ def loss(
     weight = jnp.asarray(build_plan(c).loss_weight)
     value = jnp.mean(each.reshape(*each.shape[:2], -1).sum(-1) * weight) / c.layout.groups
     return value, {"loss": value, "accuracy": jnp.mean(right)}
+
+
+def log_likelihood(c: GeneratorConfig, params: dict, batch: dict, dtype: jnp.dtype = jnp.float32) -> Float[Array, " b"]:
+    """Of the ids of each picture under its condition, in nats: the sum over its tokens, each given those before it in the order
+    of the plan. Masked plans have no order, and so no such sum."""
+    each, _ = _each_token(c, params, batch, None, dtype)
+    return -each.reshape(len(each), -1).sum(1)
 
 
 def _each_token(

@@ -1,6 +1,5 @@
 """Training a generator: ids from token shards, or pictures that a frozen tokenizer encodes inside the step."""
 
-import copy
 import functools
 import operator
 from collections.abc import Callable, Sequence
@@ -241,20 +240,12 @@ class GeneratorTraining:
         """One generator whose compiled programs serve all weights."""
         if self.generator is None:
             self.generator = self._new_generator(weights)
-        return _with_params(self.generator, weights)
+        return self.generator.copied(weights)
 
     def _new_generator(self, weights: Tree) -> Generator:
         kind = "ema" if self.experiment.ema else "raw"
         sampling = self.experiment.task.sampling
         return Generator(self.config, weights, self.tokenizer, self.text, sampling, self.labels, kind, self.dtype)
-
-
-def _with_params(generator: Generator, params: Tree) -> Generator:
-    other = copy.copy(generator)
-    other.params = params
-    for name in ("_device_params", "_decode_params"):  # made from the parameters when first used
-        other.__dict__.pop(name, None)
-    return other
 
 
 def decayed(axes: Tree) -> Tree:

@@ -10,6 +10,7 @@ from mmgen_tokenizers.pictures import to_uint8
 from PIL import Image
 
 import mmgen
+from mmgen import folders
 from mmgen.cli import main as cli
 from mmgen.evaluation import generated
 
@@ -85,6 +86,23 @@ def test_another_set_is_not_mixed_in(class_folder, weights, reference, tmp_path,
     assert "holds pictures of another seed, sampling: choose another --out" in message
 
 
+def test_a_checkpoint_is_evaluated_beside_its_run(class_folder, weights, reference, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(class_folder, run)
+
+    def export(folder, out, checkpoint):
+        shutil.copytree(folder, out)
+        (out / "step.json").write_text(json.dumps({"step": int(checkpoint)}))
+
+    monkeypatch.setattr(folders, "export", export)
+    asked = [run, "--num", 4, "--reference", reference, "--inception", weights]
+    evaluate(*asked, "--checkpoint", 30)
+    found = read(run / "evaluation" / "own" / "30" / "evaluation.json")
+    assert found["step"] == 30 and found["record"]["pictures"] == 4
+    message = refused(capsys, *asked, "--checkpoint", 30, "--coordinator", "localhost:1", "--processes", 1, "--process", 0)
+    assert "mmgen export" in message
+
+
 # Prompts -------------------------------------------------------------------------------------------------------------
 
 
@@ -115,7 +133,8 @@ def test_suites_that_cannot_be_done(text_folder, class_folder, tmp_path, monkeyp
     for arguments, message in (
         ([text_folder, "--suite", "p.txt", "--reference", "p.txt"], "--reference cannot be given with --suite"),
         ([class_folder, "--suite", "p.txt"], "does not draw pictures from texts"),
-        ([text_folder, "--suite", "shapes"], "does not draw the embedded scenes"),
+        ([text_folder, "--suite", "shapes"], "does not draw pictures of shapes from captions, 32 or 64"),
+        ([text_folder, "--suite", "nlvr"], "at least 32 pixels wide"),
         ([text_folder, "--suite", "shapes", "--scorer", "a:b"], "--scorer cannot be given with --suite shapes"),
         ([text_folder, "--suite", "p.tsv"], "there is no p.tsv"),
         ([text_folder, "--suite", "p.txt", "--scorer", "nowhere:score"], "there is no module nowhere"),

@@ -68,7 +68,7 @@ def test_without_a_verb_the_verbs_are_shown(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["smaple"], "there is no verb 'smaple': mmgen quickstart, train, preflight, tokenize, sample, evaluate, edit"),
+        (["smaple"], "there is no verb 'smaple': mmgen quickstart, train, preflight, tokenize, sample, evaluate, report, edit"),
         (["smaple"], "Did you mean 'sample'?"),
         (["info", ".", "--verbos"], "mmgen info does not know --verbos."),
         (["sample", ".", "--guidence", "3"], "Did you mean '--guidance'?"),

@@ -3,9 +3,10 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from mmgen_tokenizers.pictures import to_float
 
-from mmgen.evaluation.classifier import recognised, train_classifier
+from mmgen.evaluation.classifier import fcd, recognised, train_classifier
 
 
 def bars(labels, rng):
@@ -26,12 +27,35 @@ def stream(seed):
         yield {"image": bars(labels, rng), "label": labels}
 
 
-def test_it_learns_and_is_deterministic():
+@pytest.fixture(scope="module")
+def trained():
+    return train_classifier(stream(0), classes=3, size=16, steps=20)
+
+
+def test_it_learns_and_is_deterministic(trained):
     unseen = next(stream(1))
-    trained = train_classifier(stream(0), classes=3, size=16, steps=20)
     assert np.mean(trained(unseen["image"]) == unseen["label"]) > 0.9
     guesses = [train_classifier(stream(0), classes=3, size=16, steps=2)(unseen["image"]) for _ in range(2)]
     np.testing.assert_array_equal(*guesses)
+
+
+def test_fcd_of_known_answers(trained):
+    """Unseen pictures are nearest, then those with one class too few, then blurred ones, then noise."""
+
+    def draw(seed, labels):
+        return bars(np.array(labels), np.random.default_rng(seed))
+
+    reference, unseen = draw(2, [0, 1, 2] * 40), draw(3, [0, 1, 2] * 40)
+    across = np.pad(unseen.astype(float), ((0, 0), (2, 2), (2, 2), (0, 0)), "edge")
+    blurred = np.mean([across[:, i : i + 16, j : j + 16] for i in range(5) for j in range(5)], 0).astype(np.uint8)
+    noise = np.random.default_rng(4).integers(0, 256, unseen.shape, np.uint8)
+    found = [fcd(trained, x, reference) for x in (unseen, draw(5, [0, 1] * 60), blurred, noise)]
+    values = [figure["value"] for figure in found]
+    assert values == sorted(values) and values[1] > 3 * values[0] and values[3] > 2 * values[2]
+    assert abs(fcd(trained, reference, reference)["value"]) < 1e-6
+    assert all(figure["interval"][0] < figure["value"] < figure["interval"][1] for figure in found)
+    features = trained.features(unseen)
+    assert features.shape == (120, 128) and (features >= 0).all()
 
 
 def test_recognised():

@@ -1,20 +1,24 @@
 """Tasks like GenEval's on embedded scenes, with pictures whose faults are known."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from mmgen_tokenizers.pictures import to_float
 
+from mmgen.data import nlvr
 from mmgen.data import shapes as scenes
 from mmgen.data.shapes import Object, Scene, Thing, draw, verify
 from mmgen.evaluation import faithfulness
-from mmgen.evaluation.faithfulness import Rate, passed
-from mmgen.evaluation.shapes import Judged
+from mmgen.evaluation.faithfulness import Drawn, Rate, passed, shown_by_shapes
+from mmgen.model.config import Sampling, TextCondition
 
 ONE, TWO = "a small red circle in the top left", "a small red circle above a large blue square"
 RED, BLUE = Thing("red", "circle", "small"), Thing("blue", "square", "large")
 
 
 def tasks(caption, *objects):
-    return passed(caption, verify(caption, draw(Scene(tuple(Object(*item) for item in objects), ""))))
+    return passed(shown_by_shapes(caption, verify(caption, draw(Scene(tuple(Object(*item) for item in objects), "")))))
 
 
 @pytest.mark.parametrize(
@@ -55,14 +59,14 @@ def test_tasks_of_two_objects(objects, wrong):
 def test_rates_of_many():
     captions = [scenes.scene(i, "test").caption for i in range(60)]
     pictures = np.stack([draw(scenes.scene(i, "test")) for i in range(60)])
-    perfect = Judged(captions, pictures, pictures, scenes.verify_all(captions, pictures))
-    found = faithfulness.rates(perfect)
+    read = faithfulness.SCENES["shapes"][1]
+    found = faithfulness.rates(read(captions, pictures))
     assert set(found) == set(faithfulness.TASKS) and all(rate.value == 1 for rate in found.values())
     assert found["counting"].asked == 60 == found["position"].asked
     assert found["single object"].asked + found["two objects"].asked < 60
     blank = np.full_like(pictures, 246)
-    nothing = Judged(captions, pictures, blank, scenes.verify_all(captions, blank))
-    assert faithfulness.overall(faithfulness.rates(nothing)) == 0
+    nothing = Drawn(captions, blank, read(captions, blank))
+    assert faithfulness.overall(faithfulness.rates(nothing.shown)) == 0
     rows = faithfulness.figures(found)
     assert rows["overall"] == {"value": 1.0} and rows["counting"]["interval"][0] < 1
     assert [row.name for row in faithfulness.table(found)][-1] == "overall: the mean of these"
@@ -74,3 +78,59 @@ def test_intervals_of_rates():
     assert Rate(5, 10).interval == pytest.approx((0.2366, 0.7634), abs=1e-4)  # Wilson's, from tables
     assert Rate(0, 10).interval == pytest.approx((0, 0.2775), abs=1e-4)
     assert Rate(0, 0).interval == (0, 1)
+
+
+# Boxes of NLVR -------------------------------------------------------------------------------------------------------
+
+PLACES = {
+    "above": [(40, 5), (40, 60)], "below": [(40, 60), (40, 5)], "left of": [(5, 40), (60, 40)], "right of": [(60, 40), (5, 40)],
+}  # fmt: skip
+
+
+def box(caption, colour=None):
+    """A picture of what a caption says; with `colour` all things have that one."""
+    said = nlvr.parse(caption)
+    things = [thing for thing, count in said.things for _ in range(count)]
+    places = PLACES.get(said.relation, [(5, 5), (60, 60), (5, 60), (60, 5)])
+    return nlvr.draw(
+        [nlvr.Object(nlvr.Thing(colour or t.colour, t.shape), "medium", *at) for t, at in zip(things, places, strict=False)]
+    )
+
+
+def drawing(**how):
+    """A generator of boxes."""
+
+    def generate(prompts, seed):
+        return SimpleNamespace(images=to_float(np.stack([box(prompt, **how) for prompt in prompts])))
+
+    config = SimpleNamespace(condition=TextCondition())
+    tokenizer = SimpleNamespace(config=SimpleNamespace(image_size=100))
+    return SimpleNamespace(config=config, tokenizer=tokenizer, sampling=Sampling(), generate=generate)
+
+
+def test_boxes_that_obey_and_that_do_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(faithfulness, "step_of", lambda folder: 7)
+    monkeypatch.setattr(faithfulness, "load", lambda *_: drawing())
+    found = faithfulness.evaluate("model", tmp_path, 16, scenes="nlvr")
+    values = {task: figure["value"] for task, figure in found["figures"].items()}
+    assert values == dict.fromkeys([*faithfulness.TASKS, "overall"], 1.0) and found["step"] == 7
+    assert found["figures"]["counting"]["asked"] == 16 and found["figures"]["position"]["asked"] == 4
+    monkeypatch.setattr(faithfulness, "load", lambda *_: drawing(colour="blue"))
+    found = faithfulness.evaluate("model", tmp_path, 16, scenes="nlvr")
+    values = {task: figure["value"] for task, figure in found["figures"].items()}
+    assert values["counting"] == values["single object"] == values["two objects"] == 1
+    assert max(values["colours"], values["colour attribution"], values["position"]) < 0.6
+    assert (tmp_path / "report.html").is_file() and (tmp_path / "evaluation.json").is_file()
+
+
+def test_relations_and_numbers_of_boxes():
+    def failed(caption, picture):
+        return {task for task, right in passed(faithfulness.shown_by_box(caption, picture)).items() if not right}
+
+    above = "one black square above one yellow circle"
+    assert failed(above, box(above)) == set()
+    assert failed("one black square below one yellow circle", box(above)) == {"position"}
+    assert failed("one yellow circle below one black square", box(above)) == set()
+    assert failed("two blue circles", box("three blue circles")) == {"counting"}
+    assert failed("one blue circle", box("one blue square")) == {"single object", "colours"}
+    assert failed("one blue circle, one black square", box("one black circle, one blue square")) == {"colour attribution"}

@@ -1,5 +1,7 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from mmgen_tokenizers.metrics import psnr, ssim
 from mmgen_tokenizers.pictures import read_picture, to_float, to_uint8
 from scipy.ndimage import gaussian_filter
@@ -56,3 +58,16 @@ def test_psnr_and_ssim_of_photographs_are_those_of_scikit_image(shared):
     found = [np.asarray(f(to_float(a)[None], to_float(b)[None]))[0] for f in (psnr, ssim)]
     np.testing.assert_allclose(found[0], 10 * np.log10(255**2 / np.square(x - y).mean()), rtol=1e-5)
     np.testing.assert_allclose(found[1], index[5:-5, 5:-5].mean(), atol=1e-5)
+
+
+# What scikit-image 0.26 gives for a Kodak picture `a` and a // 24 * 24 + 11: peak_signal_noise_ratio(a, b), and
+# structural_similarity(a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, channel_axis=2).
+SCIKIT_IMAGE = {"01": (31.189311, 0.9011815), "09": (31.300821, 0.8458789), "23": (31.212622, 0.8200414)}
+
+
+@pytest.mark.parametrize("name", SCIKIT_IMAGE)
+def test_psnr_and_ssim_of_kodak_are_those_of_scikit_image(shared, name):
+    a = read_picture(shared("kodak") / f"{name}.png")
+    b = (a // 24 * 24 + 11).astype(np.uint8)
+    found = [float(f(to_float(a)[None], to_float(b)[None])[0]) for f in (jax.jit(psnr), jax.jit(ssim))]
+    assert found == pytest.approx(SCIKIT_IMAGE[name], rel=1e-6, abs=1e-5)

@@ -61,7 +61,7 @@ class ImageFolderSource:
         return self._rows[index].get("text")
 
     def _described(self, metadata: Path, caption: str, captioned: bool) -> list[Row]:
-        described = _read_metadata(metadata)
+        described = read_metadata(metadata)
         keys = {key for _, row in described for key in row}
         if caption not in keys and (captioned or caption != "text"):
             columns = ", ".join(sorted(keys - {"file_name"})) or "none"
@@ -106,7 +106,7 @@ def _pictures(folder: Path) -> Iterator[Path]:
                 yield path.relative_to(folder)
 
 
-def _read_metadata(path: Path) -> list[tuple[str, Row]]:
+def read_metadata(path: Path) -> list[tuple[str, Row]]:
     """(where it stands, for messages; the row) of each line. Raises UserError that counts the wrong ones and names the
     first."""
     try:

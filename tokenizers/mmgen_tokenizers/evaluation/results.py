@@ -19,6 +19,7 @@ NAMES = {
     "fid": "FID", "sfid": "sFID", "inception_score": "Inception score", "precision": "precision", "recall": "recall",
     "kid": "KID", "rfid": "rFID", "psnr": "PSNR in dB", "ssim": "SSIM", "lpips": "LPIPS",
     "usage": "share of the codebook in use", "perplexity": "perplexity of the codes",
+    "bits_per_dimension": "bits a dimension", "bits_per_picture": "bits a picture", "bits_per_token": "bits a token",
 }  # fmt: skip
 
 
@@ -33,7 +34,8 @@ def score(
     """Scores a set of pictures against another, or against a file of statistics.
 
     `samples`, `reference`: .npz or folder; `weights`: see inception.py. Pictures of a folder are cut to `size`; those of the
-    reference to the samples' size in any case. `statistics`: where to write those of the reference, to use them again.
+    reference to the samples' size in any case. `statistics`: where to write those of the reference, to use them again. Several
+    processes share the work, if all of them call it, and each gets the result.
     """
     extractor = Extractor(weights)
     pictures = open_pictures(samples, size, crop)
@@ -58,7 +60,7 @@ def read_reference(
     else:
         pictures = open_pictures(path, size, crop)
         measured = measure(extractor, pictures)
-        if statistics is not None:
+        if statistics is not None and jax.process_index() == 0:
             save_statistics(statistics, measured, pictures.size)
         about = about_set(path, pictures, measured)
     rows = 0 if measured.features is None else len(measured.features)

@@ -1,5 +1,7 @@
 """From sets of pictures to figures: their features, what is kept of these, files of statistics, the comparison."""
 
+import functools
+import operator
 import os
 import warnings
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from ..errors import UserError
 from ..files import temporary_beside
 from ..progress import Counter
 from . import inception, statistics
+from .processes import gather, own
 from .sets import ArrayFiles, PictureFolder, open_pictures
 from .statistics import Gaussian, Moments
 
@@ -60,31 +63,30 @@ class Extractor:
 
 
 class Meter:
-    """Measures a set whose pictures come in pieces."""
+    """Measures a set whose pictures come in pieces; of several processes each is given its own ones (processes.py)."""
 
     def __init__(self, extractor: Extractor):
-        self._extractor, self._pool, self._spatial, self._kept = extractor, None, None, ([], [])
+        self._extractor, self._found = extractor, []
 
     def add(self, pictures: UInt8[np.ndarray, "B H W 3"]) -> None:
-        found = self._extractor(pictures)
-        pool, spatial = Moments.of(found.pool), Moments.of(found.spatial)
-        self._pool = pool if self._pool is None else self._pool + pool
-        self._spatial = spatial if self._spatial is None else self._spatial + spatial
-        self._kept[0].append(found.pool)
-        self._kept[1].append(found.probabilities)
+        self._found.append(self._extractor(pictures))
 
     def measured(self) -> Measured:
-        features, probabilities = map(np.concatenate, self._kept)
-        return Measured(self._pool.gaussian, self._spatial.gaussian, features, probabilities, self._extractor.fingerprint)
+        """Every process must call it."""
+        columns = zip(*self._found, strict=True) if self._found else [()] * len(inception.Features._fields)
+        found = inception.Features(*(gather(column, np.float32) for column in columns))
+        pool, spatial = (functools.reduce(operator.add, map(Moments.of, x)).gaussian for x in (found.pool, found.spatial))
+        rows = np.concatenate(found.pool), np.concatenate(found.probabilities)
+        return Measured(pool, spatial, *rows, self._extractor.fingerprint)
 
 
 def measure(extractor: Extractor, pictures: ArrayFiles | PictureFolder) -> Measured:
-    """All pictures of a set."""
+    """All pictures of a set: several processes read all of it, and each computes its share."""
     meter = Meter(extractor)
     with Counter(len(pictures), "pictures") as counter:
-        for batch in pictures.batches(extractor.rows):
+        for batch in own(pictures.batches(extractor.rows)):
             meter.add(batch)
-            counter.add(len(batch))
+            counter.add(len(batch) * jax.process_count())
     return meter.measured()
 
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 NEIGHBOURS = 3  # the k of precision and recall in ADM's evaluator
@@ -142,11 +144,15 @@ def _within(points, centres, reach) -> Bool[np.ndarray, " N"]:
 
 
 def _by_rows(function, rows: Float[np.ndarray, "N F"], *whole) -> np.ndarray:
-    """function(a block of rows, *whole), one program for all blocks: the last one is filled up."""
-    size, whole = min(BLOCK, len(rows)), jax.device_put(whole)
+    """function(a block of rows, *whole), one program for all blocks: the last one is filled up. The devices of this process
+    share the rows of a block."""
+    devices = jax.local_devices()
+    mesh = Mesh(np.array(devices), ("rows",))
+    split, whole = NamedSharding(mesh, P("rows")), jax.device_put(whole, NamedSharding(mesh, P()))
+    size = len(devices) * min(BLOCK, -(-len(rows) // len(devices)))
     filled = np.concatenate([rows, np.zeros((-len(rows) % size, rows.shape[1]), rows.dtype)])
-    pieces = [np.asarray(function(filled[i : i + size], *whole)) for i in range(0, len(filled), size)]
-    return np.concatenate(pieces)[: len(rows)]
+    blocks = (jax.device_put(filled[i : i + size], split) for i in range(0, len(filled), size))
+    return np.concatenate([np.asarray(function(block, *whole)) for block in blocks])[: len(rows)]
 
 
 def _squared(a: Float[Array, "n F"], b: Float[Array, "m F"]) -> Float[Array, "n m"]:
