@@ -22,6 +22,7 @@ import jax
 import peers
 from common import best_of_each, matmul_rate, read_rate, report, run, write
 from mmgen_tokenizers.cache import use_compilation_cache
+from mmgen_tokenizers.errors import UserError
 
 from mmgen.decoding.choice import auto_window
 from mmgen.generator import Generator
@@ -137,6 +138,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    if arguments.peer and arguments.dtype:
+        raise UserError("--peer computes in what its authors do, float32 on a CPU, else bfloat16: leave --dtype out")
     use_compilation_cache()
     draft = untrained(arguments.draft, arguments.tokens, arguments.dtype) if arguments.draft else None
     rows, limits = [], None

@@ -12,6 +12,7 @@ What OUT holds already is not measured again: the same command goes on after a s
 
 import argparse
 import itertools
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,8 @@ def main() -> None:
         "model": digest(gen),
         "dtype": gen.dtype.name,
         "pictures": a.pictures,
+        "asked": zlib.crc32(repr(rows.values).encode()),
+        "windows": a.windows,
         "options": jacobi,
         "recommended": settings[0],
     }
