@@ -9,8 +9,9 @@ fit in a budget is measured before the run.
 
 Guidance and temperature are chosen for each model among SETTINGS by pictures that are not counted. Right is a picture of a
 class that a CNN, trained on the real pictures, recognises; and a scene in which the checker finds every object, size and place
-as the unseen caption says. Nats a picture are those of the exact likelihood of a test picture's ids; next scale has other ids,
-masked prediction has no likelihood. Seconds a picture include the tokenizer's decoder.
+as the unseen caption says; test pictures that were encoded and decoded are judged, too. Nats a picture are those of the exact
+likelihood of a test picture's ids; next scale has other ids, masked prediction has no likelihood. Seconds a picture include
+the tokenizer's decoder.
 
 --runs DIR holds the run folders and report.html, a page of pictures. Stopped or killed, the same command continues.
 """
@@ -28,6 +29,7 @@ import numpy as np
 from common import Stages, best_of, matmul_rate, report, run, train_for, write
 from mmgen_tokenizers.api import family_of
 from mmgen_tokenizers.cache import use_compilation_cache
+from mmgen_tokenizers.pictures import to_uint8
 from mmgen_tokenizers.shards import MANIFEST
 
 import mmgen
@@ -136,36 +138,49 @@ def tokenizer_folder(several: bool) -> str:
 # How it is judged -----------------------------------------------------------------------------------------------------
 
 
-def judge_of(subject: Subject) -> Callable[..., list[Card]]:
-    """(generator, part, settings) -> TOGETHER pictures, judged; another part has other prompts, or another seed."""
-    if isinstance(subject.condition, TextCondition):
+class Scenes:
+    """Judges scenes by the checker."""
 
-        def scenes(gen: Generator, part: int, **settings) -> list[Card]:
-            return shapes.cards(shapes.samples(gen, TOGETHER, first=TOGETHER * part, **settings))
+    def draw(self, gen: Generator, part: int, **settings) -> list[Card]:
+        """TOGETHER pictures, judged; another part has other captions."""
+        return shapes.cards(shapes.samples(gen, TOGETHER, first=TOGETHER * part, **settings))
 
-        return scenes
+    def restored(self, tokenizer: mt.Tokenizer, count: int) -> float:
+        """The share of test pictures that are right when they were encoded and decoded: no drawing can be better."""
+        return shapes.reconstructions(tokenizer, count).places_right
 
-    @functools.cache
-    def classify() -> classifier.Classifier:
-        data = subject.tokenizer(False).data
-        return classifier.train_classifier(batches(data, 64, seed=1), subject.condition.classes, data.size)
 
-    def classes(gen: Generator, part: int, **settings) -> list[Card]:
-        return classifier.cards(*classifier.recognised(gen, classify(), TOGETHER, seed=part, **settings), gen.labels)
+@dataclass(frozen=True)
+class Classes:
+    """Judges pictures by a classifier."""
 
-    return classes
+    subject: Subject
+
+    @functools.cached_property
+    def classify(self) -> classifier.Classifier:
+        data = self.subject.tokenizer(False).data
+        return classifier.train_classifier(batches(data, 64, seed=1), self.subject.condition.classes, data.size)
+
+    def draw(self, gen: Generator, part: int, **settings) -> list[Card]:
+        """TOGETHER pictures, judged; another part has another seed."""
+        return classifier.cards(*classifier.recognised(gen, self.classify, TOGETHER, seed=part, **settings), gen.labels)
+
+    def restored(self, tokenizer: mt.Tokenizer, count: int) -> float:
+        test = next(batches(self.subject.tokenizer(False).validation, count, repeat=False))
+        pictures = to_uint8(tokenizer.decode(tokenizer.encode(test["image"])))
+        return float(np.mean(self.classify(pictures) == test["label"]))
 
 
 def share(cards: Sequence[Card]) -> float:
     return float(np.mean([card.good for card in cards]))
 
 
-def evaluate(judge: Callable[..., list[Card]], folder: Path, samples: int) -> dict[str, Any]:
+def evaluate(judge: Scenes | Classes, folder: Path, samples: int) -> dict[str, Any]:
     """Figures of a trained generator; its pictures go to FOLDER/samples.npz."""
     gen, parts = mmgen.load(folder), -(-samples // TOGETHER)
-    tried = [share(judge(gen, parts, **chosen) + judge(gen, parts + 1, **chosen)) for chosen in SETTINGS]
+    tried = [share(judge.draw(gen, parts, **chosen) + judge.draw(gen, parts + 1, **chosen)) for chosen in SETTINGS]
     chosen = SETTINGS[int(np.argmax(tried))]
-    cards = [card for part in range(parts) for card in judge(gen, part, **chosen)]
+    cards = [card for part in range(parts) for card in judge.draw(gen, part, **chosen)]
     pictures = np.stack([card.pictures[0] for card in cards])
     texts, notes = ([getattr(card, name) for card in cards] for name in ("text", "note"))
     np.savez_compressed(folder / "samples.npz", pictures=pictures, texts=texts, notes=notes, good=[c.good for c in cards])
@@ -192,10 +207,14 @@ def likelihood(subject: Subject, order: str, trained: dict[str, float]) -> float
 
 def compare(subject: Subject, args: argparse.Namespace, stages: Stages) -> dict[str, dict[str, Any]]:
     """Figures of each order."""
-    home, judge, found = args.runs / subject.folder, judge_of(subject), {}
+    home, found, restored = args.runs / subject.folder, {}, {}
+    judge = Scenes() if isinstance(subject.condition, TextCondition) else Classes(subject)
     for several in sorted({order == "next scale" for order in args.orders}):
         name = tokenizer_folder(several)
-        train_for(args.tokenizer_minutes, subject.tokenizer(several), home / name, stages, f"{subject.folder} {name}")
+        title = f"{subject.folder} {name}"
+        train_for(args.tokenizer_minutes, subject.tokenizer(several), home / name, stages, title)
+        again = functools.partial(lambda name: judge.restored(mt.load(home / name), args.samples), name)
+        restored[several] = stages.once(f"{title}: judged", again)
         for split in ("train", "test"):
             encode(subject, home, name, split, args.pictures)
     for order in args.orders:
@@ -204,7 +223,8 @@ def compare(subject: Subject, args: argparse.Namespace, stages: Stages) -> dict[
         judged = stages.once(f"{name}: judged", lambda folder=folder: evaluate(judge, folder, args.samples))
         own = {"parameters": parameters(model(subject, order)), "sites": model(subject, order).layout.sites}
         seen = {key: trained[key] for key in ("steps", "pictures", "seconds")}
-        found[order] = own | seen | {"nats_a_picture": likelihood(subject, order, trained)} | judged
+        known = {"nats_a_picture": likelihood(subject, order, trained), "restored_right": restored[order == "next scale"]}
+        found[order] = own | seen | known | judged
         print(f"{name}: {found[order]}", flush=True)
     return found
 
@@ -220,12 +240,13 @@ def encode(subject: Subject, home: Path, name: str, split: str, pictures: int) -
 
 
 def table(subject: Subject, found: dict[str, dict[str, Any]]) -> Table:
-    columns = ("", "right", "nats a picture", "forwards", "s a picture, batch 1", "batch 64", "pictures learned from",
-               "training s", "parameters", "guidance", "temperature")  # fmt: skip
+    columns = ("", "right", "reconstructions right", "nats a picture", "forwards", "s a picture, batch 1", "batch 64",
+               "pictures learned from", "training s", "parameters", "guidance", "temperature")  # fmt: skip
     rows = [
         [
             order,
             f"{100 * f['right']:.1f}%",
+            f"{100 * f['restored_right']:.1f}%",
             f"{f['nats_a_picture']:.1f}" if f["nats_a_picture"] else "",
             str(f["forwards"]),
             f"{f['seconds_batch_1']:.4f}",
