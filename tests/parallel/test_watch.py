@@ -110,7 +110,8 @@ def test_who_is_silent_is_named(watching, clock, ends, capfd):
 def test_silence_counts_from_when_watching_begins(watching, clock, ends):
     """Not from the greeting: the others of a large job are greeted after it."""
     made, (first,) = watching(1, wait=watch.PATIENCE + 1)
-    tells(first, made._peers[0], "", clock)
+    clock.now += watch.BEAT + 1
+    assert first.connection.recv(1) == b"\n"  # another sign of life: it has looked for silence in between
     made.__exit__(None, None, None)
     assert not ends
 
