@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.pictures import fit, ten_crop
 from mmgen_tokenizers.progress import Counter
-from mmgen_tokenizers.shards import ShardWriter, is_complete, join, part_of
+from mmgen_tokenizers.shards import ShardWriter, is_complete, join, part_of, remove_parts
 from mmgen_tokenizers.streaming import EVERY, groups
 
 from mmgen.config import Data
@@ -47,6 +47,7 @@ def tokenize(
     if count is not None and count < 1:
         raise UserError(f"--count {count}: ask for at least one picture")
     if part is not None and is_complete(out):
+        remove_parts(out)  # a kill may have left them
         raise UserError(f"{out} already holds all parts: choose another folder or delete it")
     tok = mt.load(tokenizer)
     policy, crop = crop_policy(crops, tok.config.image_size, flip, seed)

@@ -10,10 +10,8 @@ from jaxtyping import Array, Bool, Float
 
 from mmgen.model import kernels
 from mmgen.model.kernels import Rule
-from mmgen.parallel.rules import constrain, one_cpu, platform
+from mmgen.parallel.rules import constrain, one_cpu
 from mmgen.plan.plan import GenerationPlan
-
-MANY = 700  # slots from which on a kernel takes the place of XLA's products, which keep the weights of all pairs of slots
 
 
 def rule_of(plan: GenerationPlan, valid: Bool[Array, "b s"] | None) -> Rule:
@@ -36,21 +34,14 @@ def attention(
 ) -> Float[Array, "b s h k"]:
     """`attend` under the rule, by the implementation that GeneratorConfig.attention names. All give the same numbers, up to
     rounding, in slots that are no padding. One that cannot compute this is replaced by XLA's products, which is said once."""
-    name = preferred(rule) if implementation == "auto" else implementation
-    if reason := kernels.hindrance(name, q, rule):
-        _announce(f"attention {name}: {reason}; plain products take its place")
-        name = "xla"
-    if name == "xla":
+    if reason := kernels.hindrance(implementation, q, rule):
+        _announce(f"attention {implementation}: {reason}; plain products take its place")
+        implementation = "xla"
+    if implementation == "xla":
         return attend(q, k, v, rule.mask)
     q = constrain(q, "batch", None, "heads", None)
     k, v = (constrain(x, "batch", None, "kv_heads", None) for x in (k, v))
-    return {"blocks": by_block, "cudnn": kernels.cudnn, "splash": kernels.splash}[name](q, k, v, rule)
-
-
-def preferred(rule: Rule) -> str:
-    """What "auto" means: XLA's products where slots are few, which are fast there and never refuse."""
-    kernel = {"gpu": "cudnn", "tpu": "splash"}.get(platform(), "xla")
-    return kernel if rule.plan.slots > MANY else "xla"
+    return {"blocks": by_block, "cudnn": kernels.cudnn, "splash": kernels.splash}[implementation](q, k, v, rule)
 
 
 def by_block(

@@ -85,7 +85,7 @@ def _wider(x: Float[Array, "b s h k"], slots: int = 0, dims: int = 0) -> Array:
 
 
 def hindrance(name: str, q: Float[Array, "b s h k"], rule: Rule) -> str | None:
-    """Why that implementation cannot compute this; None where it can."""
+    """Why that implementation cannot compute this; None where nothing is known to speak against it."""
     place, mesh = platform(), current_mesh()
     if name != "xla" and mesh is not None and mesh.shape["sequence"] > 1:
         return "slots are split (--mesh.sequence)"

@@ -1,7 +1,7 @@
 """Several processes that notice when one of them is gone: it died, or its machine hangs."""
 
 import os
-import select
+import selectors
 import socket
 import sys
 import threading
@@ -82,19 +82,30 @@ class Watch:
             peer.connection.close()
 
     def _run(self) -> None:
+        try:
+            with selectors.DefaultSelector() as selector:
+                self._watch(selector)
+        except Exception as error:  # silence would have the others take this process for one that hangs
+            self._end(None, LOST, f"{_own_name()} cannot watch the others any longer: {error!r}")
+
+    def _watch(self, selector: selectors.BaseSelector) -> None:
         beat = 0.0
+        for peer in self._peers:
+            selector.register(peer, selectors.EVENT_READ)
+            peer.heard = time.monotonic()  # the first to be greeted have waited for all the others
         while not self._over.is_set() and self._peers:
             if time.monotonic() > beat:
                 beat = time.monotonic() + BEAT
                 for peer in self._peers:
                     peer.say()
-            ready = select.select(self._peers, [], [], 0.2)[0]
-            for peer in ready:
-                self._read(peer)
+            for key, _ in selector.select(0.2):
+                self._read(key.fileobj)
             for peer in self._peers:
                 if time.monotonic() - peer.heard > PATIENCE:
                     self._end(peer, LOST, f"{peer.name} has given no sign of life for {PATIENCE} s: it hangs, or is cut off")
-            self._peers = [peer for peer in self._peers if not peer.left]
+            for peer in [peer for peer in self._peers if peer.left]:
+                selector.unregister(peer)
+                self._peers.remove(peer)
 
     def _read(self, peer: Peer) -> None:
         lines = peer.lines()
@@ -108,7 +119,7 @@ class Watch:
                 code, _, reason = rest.partition(" ")
                 self._end(peer, int(code), reason)
 
-    def _end(self, by: Peer, code: int, reason: str) -> None:
+    def _end(self, by: Peer | None, code: int, reason: str) -> None:
         for peer in self._peers:
             if peer is not by:
                 peer.say(f"gone {code} {reason}")

@@ -95,9 +95,12 @@ def test_processes_make_one_set_together(tokenizer_folder, pictures, tmp_path, c
     for i in range(3):
         np.testing.assert_array_equal(alone[i].pop("ids"), together[i].pop("ids"))
         assert alone.about(i) == together.about(i)
-    assert len(together) == 3 and not list((tmp_path / "t").glob("part-*"))
+    names = {f"shard-0000{i}-00000.array_record" for i in (0, 1)} | {"manifest.json"}
+    assert len(together) == 3 and {path.name for path in (tmp_path / "t").iterdir()} == names
+    (tmp_path / "t" / "part-1-of-2").mkdir()  # as where it was killed at the end
     assert run(tokenizer_folder, *flags, "--out", tmp_path / "t", "--part", "0/2") == 2
     assert "already holds all parts" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "t").iterdir()} == names
 
 
 def test_parts_of_other_settings_are_not_put_together(tokenizer_folder, pictures, tmp_path, capsys):

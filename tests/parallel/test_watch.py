@@ -1,7 +1,14 @@
-"""What a process does when another one is gone; tests/scale kills real ones."""
+"""What a process does when another one is gone; tests/scale kills real ones.
 
+Time is a number that the tests move. What they wait for in earnest is what another thread does, however slow the machine.
+"""
+
+import fcntl
+import resource
 import socket
 import threading
+import time
+import types
 
 import pytest
 from mmgen_tokenizers.errors import UserError
@@ -9,8 +16,10 @@ from mmgen_tokenizers.errors import UserError
 from mmgen.parallel import watch
 from mmgen.parallel.watch import Peer, Watch
 
+LONG = 30.0  # seconds after which a test has failed
 
-class Ended(Exception):
+
+class Ended(BaseException):
     pass
 
 
@@ -25,21 +34,42 @@ def ends(monkeypatch):
 
     monkeypatch.setattr(watch.os, "_exit", end)
     monkeypatch.setattr(threading, "excepthook", lambda about: None)
-    monkeypatch.setattr(watch, "PATIENCE", 1.0)
-    monkeypatch.setattr(watch, "BEAT", 0.1)
-    monkeypatch.setattr(watch, "GRACE", 1.0)
     return codes
 
 
-def watching(count: int) -> tuple[Watch, list[Peer]]:
-    """A process that watches others, and their ends of the connections."""
-    made, others = Watch(), []
-    for index in range(1, count + 1):
-        mine, other = socket.socketpair()
-        made._peers.append(Peer(mine, f"process {index}"))
-        others.append(Peer(other, "process 0"))
-    made._thread.start()
-    return made, others
+@pytest.fixture
+def clock(monkeypatch):
+    """Whose `now` is the time that processes see."""
+    clock = types.SimpleNamespace(now=100.0)
+    monkeypatch.setattr(watch, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+@pytest.fixture
+def watching(ends, clock):
+    """`watching(2)`: a process that watches two others, and their ends of the connections. It begins `wait` seconds after it
+    has greeted them; its own ends are descriptors from `descriptor` on."""
+    begun = []
+
+    def begin(count: int, wait: float = 0.0, descriptor: int = 0) -> tuple[Watch, list[Peer]]:
+        made, others = Watch(), []
+        for index in range(1, count + 1):
+            pair, other = socket.socketpair()
+            with pair:
+                mine = socket.socket(fileno=fcntl.fcntl(pair, fcntl.F_DUPFD, descriptor))
+            other.settimeout(LONG)
+            made._peers.append(Peer(mine, f"process {index}"))
+            others.append(Peer(other, "process 0"))
+        begun.append(made)
+        clock.now += wait
+        made._thread.start()
+        assert all(other.connection.recv(1) == b"\n" for other in others)  # a sign of life: it watches
+        return made, others
+
+    yield begin
+    for made in begun:
+        made._over.set()
+        made._thread.join(LONG)
 
 
 def said(peer: Peer) -> list[str]:
@@ -52,55 +82,97 @@ def said(peer: Peer) -> list[str]:
     return found
 
 
-def test_who_is_gone_is_named_to_all(ends, capfd):
+def tells(other: Peer, mine: Peer, line: str, clock) -> None:
+    """Twenty seconds later `other` says a line, which the process at the end `mine` of its connection has read then."""
+    clock.now += 20
+    other.say(line)
+    deadline = time.monotonic() + LONG
+    while mine.heard != clock.now:
+        assert time.monotonic() < deadline, f"nobody has heard {line!r}"
+        time.sleep(0.01)
+
+
+def test_who_is_gone_is_named_to_all(watching, ends, capfd):
     made, (first, second) = watching(2)
     first.connection.close()
-    made._thread.join(5)
+    made._thread.join(LONG)
     assert ends == [75] and said(second) == ["gone 75 process 1 is gone"]
     assert "error: process 1 is gone; start all processes again" in capfd.readouterr().err
 
 
-def test_who_is_silent_is_named(ends, capfd):
+def test_who_is_silent_is_named(watching, clock, ends, capfd):
     made, (first,) = watching(1)
-    made._thread.join(5)
-    assert ends == [75] and "process 1 has given no sign of life for 1.0 s" in capfd.readouterr().err
+    clock.now += watch.PATIENCE + 1
+    made._thread.join(LONG)
+    assert ends == [75] and "process 1 has given no sign of life for 30 s" in capfd.readouterr().err
 
 
-def test_a_goodbye_is_no_loss(ends):
+def test_silence_counts_from_when_watching_begins(watching, clock, ends):
+    """Not from the greeting: the others of a large job are greeted after it."""
+    made, (first,) = watching(1, wait=watch.PATIENCE + 1)
+    clock.now += watch.BEAT + 1
+    assert first.connection.recv(1) == b"\n"  # another sign of life: it has looked for silence in between
+    made.__exit__(None, None, None)
+    assert not ends
+
+
+def test_connections_may_be_many(watching, clock, ends):
+    """`select` knows descriptors below 1024 only."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft <= 1100:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1101, hard))
+    made, (first,) = watching(1, descriptor=1100)
+    tells(first, made._peers[0], "", clock)
+    made.__exit__(None, None, None)
+    assert not ends
+
+
+def test_who_cannot_watch_says_so_and_ends(watching, ends, monkeypatch, capfd):
+    """Else the others would miss its signs of life, and take it for one that hangs."""
+    monkeypatch.setattr(Peer, "fileno", lambda peer: -1)
+    made, (mine, other) = Watch(), socket.socketpair()
+    other.settimeout(LONG)
+    made._peers.append(Peer(mine, "process 1"))
+    made._thread.start()
+    made._thread.join(LONG)
+    assert ends == [75] and "cannot watch the others any longer: ValueError" in said(Peer(other, ""))[0]
+    assert "error: process 0 (" in capfd.readouterr().err
+
+
+def test_a_goodbye_is_no_loss(watching, clock, ends):
     made, (first, second) = watching(2)
+    mine = made._peers[1]
     first.say("bye")
     first.connection.close()
-    for _ in range(15):  # longer than PATIENCE
-        second.say()
-        made._over.wait(0.1)
+    for _ in range(3):  # longer than PATIENCE
+        tells(second, mine, "", clock)
     assert made._thread.is_alive()
     made.__exit__(None, None, None)
     assert not ends and said(second) == ["bye"]
 
 
-def test_a_mistake_is_waited_for(ends, capfd):
+def test_a_mistake_is_waited_for(watching, clock, ends, monkeypatch, capfd):
     """It may be one that this process makes too, and tells better."""
+    monkeypatch.setattr(watch, "GRACE", LONG)
     made, (first,) = watching(1)
-    first.say("gone 2 process 1 ended: no such folder")
-    made._thread.join(0.3)
-    assert made._thread.is_alive() and not ends
+    tells(first, made._peers[0], "gone 2 process 1 ended: no such folder", clock)
     made.__exit__(UserError, UserError("no such folder"), None)
     assert not ends and "gone 2 process 0" in said(first)[0]
+    monkeypatch.setattr(watch, "GRACE", 0)
     made, (first,) = watching(1)
     first.say("gone 2 process 1 ended: no such folder")
-    made._thread.join(5)
+    made._thread.join(LONG)
     assert ends == [2] and "error: process 1 ended: no such folder;" in capfd.readouterr().err
 
 
-def test_an_error_waits_for_the_word_of_the_others(ends):
+def test_an_error_waits_for_the_word_of_the_others(watching, ends, monkeypatch):
     """A collective fails at once where another process died; why, its connection tells."""
     made, (first,) = watching(1)
     first.connection.close()
     made.__exit__(ValueError, ValueError("connection closed by peer"), None)
     assert ends == [75]
+    monkeypatch.setattr(watch, "PATIENCE", 0.1)
+    monkeypatch.setattr(watch, "BEAT", 0.1)
     made, (first,) = watching(1)
-    keeps = threading.Thread(target=lambda: [(first.say(), made._over.wait(0.1)) for _ in range(20)])
-    keeps.start()
     made.__exit__(ValueError, ValueError("its own\nfault"), None)
-    keeps.join()
     assert ends == [75] and said(first)[0].endswith("ended: its own")

@@ -10,7 +10,7 @@ from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.files import flatten
 from mmgen_tokenizers.networks import layers
 from mmgen_tokenizers.networks.cnn import CNN, AdaptiveNorm, Attention, Decoder, Down, Encoder, ResBlock, Up
-from mmgen_tokenizers.networks.layers import Conv, Draws, GroupNorm, depth_to_space, space_to_depth
+from mmgen_tokenizers.networks.layers import Conv, GroupNorm, depth_to_space, space_to_depth
 
 TINY = CNN(channels=8, multipliers=(1, 2), encoder_blocks=1, decoder_blocks=2, attention_levels=(1,), latent=6, groups=4)
 RNG = np.random.default_rng(0)
@@ -73,10 +73,18 @@ def test_space_to_depth_and_back():
 
 
 def test_doubling_is_a_convolution_of_the_repeated_pixels():
-    x, conv = picture(2, 4, 3, 5), Conv(5, 6, 3, Draws(jnp.asarray(picture(5 * 6 * 9 + 6))))
-    direct = conv(jnp.asarray(x.repeat(2, 1).repeat(2, 2)))
-    conv.doubles = True
-    np.testing.assert_allclose(conv(jnp.asarray(x)), direct, atol=1e-6)
+    """And has its gradients, by which decoders are trained."""
+    x, weight, params = picture(2, 4, 3, 5), picture(2, 8, 6, 6), {"kernel": picture(3, 3, 5, 6), "bias": picture(6)}
+
+    def value(x, params, doubles):
+        conv = layers.bind(Conv, params, 5, 6, 3)
+        conv.doubles = doubles
+        y = conv(x if doubles else x.repeat(2, 1).repeat(2, 2))
+        return jnp.vdot(weight, y), y
+
+    figures = jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True), static_argnums=2)
+    found, direct = (figures(jnp.asarray(x), params, doubles) for doubles in (True, False))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), found, direct)
 
 
 @pytest.mark.parametrize("down, top", [("asymmetric", 0), ("symmetric", 1)])

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -7,7 +8,7 @@ import pytest
 from mmgen_tokenizers import shards
 from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.layout import TokenLayout
-from mmgen_tokenizers.shards import ShardReader, ShardWriter, import_llamagen_codes, is_shards
+from mmgen_tokenizers.shards import ShardReader, ShardWriter, import_llamagen_codes, is_shards, join, part_of, remove_parts
 
 LAYOUT = TokenLayout(height=2, width=3, codebook_size=1000)
 
@@ -120,6 +121,60 @@ def test_an_unfinished_run_is_seen_and_started_anew(tmp_path):
     assert len(ShardReader(tmp_path)) == 1 and not (tmp_path / "shard-00001.array_record").exists()
     with pytest.raises(UserError, match="already holds"):
         write(tmp_path, some_ids(1))
+
+
+def test_few_files_are_open_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "OPEN", 2)
+    ids, before = some_ids(), len(os.listdir("/dev/fd"))
+    write(tmp_path, ids, records_per_file=2)
+    for cache, allowed in (("ram", 0), (None, 2)):
+        reader = ShardReader(tmp_path, cache)
+        assert all(np.array_equal(reader[i]["ids"], ids[i]) for i in (*range(20), 3, 16))
+        assert len(os.listdir("/dev/fd")) <= before + allowed
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """Two parts of a set in tmp_path / "s", of 3 and 2 pictures."""
+    found = [part_of(tmp_path / "s", i, 2) for i in (0, 1)]
+    for part, ids in zip(found, np.split(some_ids(5), [3]), strict=True):
+        write(part, ids, origin={"data": "some", "pictures": []})
+    return found
+
+
+def is_joined(folder) -> bool:
+    names = sorted(path.name.split("-")[0] for path in folder.iterdir())
+    ids = [record["ids"] for record in map(ShardReader(folder).__getitem__, range(5))]
+    return names == ["manifest.json", "shard", "shard"] and np.array_equal(ids, some_ids(5))
+
+
+def test_where_files_cannot_be_locked_several_join_the_same(tmp_path, parts, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    def late(part):
+        monkeypatch.setattr(shards, "_read_manifest", real)
+        assert join(tmp_path / "s", parts)  # by another process, meanwhile
+        return real(part)
+
+    monkeypatch.setattr(shards.fcntl, "flock", unsupported)
+    real = shards._read_manifest
+    monkeypatch.setattr(shards, "_read_manifest", late)
+    assert not join(tmp_path / "s", parts) and is_joined(tmp_path / "s")
+
+
+@pytest.mark.parametrize("at", ["write_atomically", "remove_parts"])
+def test_what_was_killed_is_joined_again(tmp_path, parts, monkeypatch, at):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(shards, at, killed)
+        join(tmp_path / "s", parts)
+    assert parts[0].is_dir()
+    assert join(tmp_path / "s", parts) == (at == "write_atomically")
+    remove_parts(tmp_path / "s")
+    assert is_joined(tmp_path / "s")
 
 
 def test_errors_name_the_folder(tmp_path):

@@ -4,7 +4,6 @@ import shutil
 import subprocess
 
 import pytest
-import yaml
 
 TRAIN = ["experiments/a b.py", "--mesh.tensor", "2"]
 GIVEN = {
@@ -41,6 +40,7 @@ def test_gke_starts_a_pod_a_host_and_again_after_a_preemption(told):
 
 def pod_of(told: str) -> dict:
     """The pods' specification in a manifest that was told."""
+    yaml = pytest.importorskip("yaml")
     manifest = yaml.safe_load(told.split("<<'MANIFEST'\n")[1].removesuffix("MANIFEST\n"))
     return manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
 

