@@ -63,7 +63,7 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.parametrize("round", range(ROUNDS))
 def test_nothing_is_lost_with_a_process_that_is_killed(undisturbed, tmp_path, round):
-    folder, victim, at = tmp_path / "two", round % 2, random.randrange(1, STEPS - 1)
+    folder, victim, at = tmp_path / "two", round % 2, random.Random(round).randrange(1, STEPS - 1)
     shutil.copytree(undisturbed / "shards", folder / "shards")
     processes = started(folder, 2)
     deadline = time.monotonic() + 200
