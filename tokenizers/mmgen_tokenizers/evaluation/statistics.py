@@ -162,7 +162,10 @@ def _squared(a: Float[Array, "n F"], b: Float[Array, "m F"]) -> Float[Array, "n 
 
 @functools.partial(jax.jit, static_argnames="k")
 def _nearest(rows: Float[Array, "n F"], others: Float[Array, "m F"], k: int) -> Float[Array, " n"]:
-    return -jax.lax.top_k(-_squared(rows, others), k + 1)[0][:, k]  # the first is the row itself
+    distance, place = _squared(rows, others), jnp.arange(len(rows))
+    for _ in range(k):  # the first is the row itself; top_k would sort all of them on a CPU
+        distance = distance.at[place, distance.argmin(1)].set(jnp.inf)
+    return distance.min(1)
 
 
 @jax.jit
