@@ -108,7 +108,7 @@ def write_report(
         f"<header><h1>{_text(title)}</h1><p>{_text(about)}</p></header>",
         _table(figures),
         *map(_plain_table, tables),
-        f'<section><h2>Training</h2><div class="charts">{"".join(map(_chart, charts))}</div></section>' if charts else "",
+        f'<section><h2>Curves</h2><div class="charts">{"".join(map(_chart, charts))}</div></section>' if charts else "",
         *map(_gallery, galleries),
         f"<footer>mmgen, {time.strftime('%Y-%m-%d %H:%M')}</footer>",
     ]

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
             found["tried"].append({"flags": flags, "bytes_together": needs.total, "fits": preflight.fits(needs, topology)})
             print(f"  {' '.join(flags)}: {needs.total / chips.GIB:.2f} GiB", flush=True)
         fitting = next((tried["flags"] for tried in found["tried"] if tried["fits"]), None)
-        print(f"this fits: {' '.join(fitting)}" if fitting else "none of them fits: take more devices")
+        print(f"this fits: {' '.join(fitting)}" if fitting else "none of those tried fits: take more devices")
     if args.json:
         write_json(args.json, found)
     if not found["fits"]:

@@ -6,10 +6,12 @@ SPEC of --data is one of
   tfds:NAME[:SPLIT]          a TFDS data set that was prepared as array_record (see --data-dir)
   FOLDER                     pictures: metadata.jsonl with file_name and text, one folder a class, or pictures alone
 
-Captions and classes are stored with the tokens where there are any.
+Captions and classes are stored with the tokens where there are any. Stopped and started again, it goes on. Several processes
+share the work by --part, on one machine or many; the last one to finish makes one set of their parts.
 
 example:
   mmgen tokenize runs/my_tokenizer --data my_pictures/train --out my_tokens --crops random:8
+  srun sh -c 'mmgen tokenize models/vq16 --data imagenet/train --out tokens --part $SLURM_PROCID/$SLURM_NTASKS'
   mmgen tokenize models/vq16 --llamagen-codes imagenet256_codes --out my_tokens
 """
 
@@ -19,7 +21,7 @@ from mmgen_tokenizers.errors import UserError
 
 from mmgen.cli.parsing import Parser, existing
 
-OF_PICTURES = ("data_dir", "crops", "flip", "count", "seed")
+OF_PICTURES = ("data_dir", "crops", "flip", "count", "seed", "part")
 
 
 def parser() -> Parser:
@@ -44,8 +46,19 @@ def parser() -> Parser:
     )
     p.add_argument("--flip", action="store_true", help="mirror half of the random crops")
     p.add_argument("--count", type=int, metavar="N", help="only the first N pictures")
+    p.add_argument("--part", metavar="I/N", help="of N processes, on any machines that see DIR, this is number I, from 0")
     p.add_argument("--seed", type=int, default=0, metavar="S", help="of the random crops (default: 0)")
     return p
+
+
+def part_of(text: str | None) -> tuple[int, int] | None:
+    """ "0/8" -> (0, 8)."""
+    if text is None:
+        return None
+    index, _, parts = text.partition("/")
+    if not (index.isdigit() and parts.isdigit() and int(index) < int(parts)):
+        raise UserError(f"--part {text}: name the number of this process and how many there are, 0/8 to 7/8")
+    return int(index), int(parts)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -72,4 +85,4 @@ def main(arguments: Sequence[str]) -> None:
 
     use_compilation_cache()
     tokenize(args.tokenizer, args.data, args.out, crops=args.crops, flip=args.flip, count=args.count, seed=args.seed,
-             data_dir=args.data_dir)  # fmt: skip
+             data_dir=args.data_dir, part=part_of(args.part))  # fmt: skip

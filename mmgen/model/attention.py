@@ -1,12 +1,23 @@
 """Attention under the plan's rule: over all slots at once, and over a cache."""
 
+import functools
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from mmgen.parallel.rules import constrain, one_cpu
+from mmgen.model import kernels
+from mmgen.model.kernels import Rule
+from mmgen.parallel.rules import constrain, one_cpu, platform
 from mmgen.plan.plan import GenerationPlan
+
+MANY = 700  # slots from which on a kernel takes the place of XLA's products, which keep the weights of all pairs of slots
+
+
+def rule_of(plan: GenerationPlan, valid: Bool[Array, "b s"] | None) -> Rule:
+    return Rule(plan, valid, mask_of(plan, valid))
 
 
 def mask_of(plan: GenerationPlan, valid: Bool[Array, "b s"] | None) -> Bool[Array, "#b 1 s s"] | None:
@@ -18,6 +29,44 @@ def mask_of(plan: GenerationPlan, valid: Bool[Array, "b s"] | None) -> Bool[Arra
     if valid is not None:
         allow &= valid[:, None, :] | jnp.eye(plan.slots, dtype=bool)
     return allow[:, None]
+
+
+def attention(
+    q: Float[Array, "b s h k"], k: Float[Array, "b s g k"], v: Float[Array, "b s g k"], rule: Rule, implementation: str
+) -> Float[Array, "b s h k"]:
+    """`attend` under the rule, by the implementation that GeneratorConfig.attention names. All give the same numbers, up to
+    rounding, in slots that are no padding. One that cannot compute this is replaced by XLA's products, which is said once."""
+    name = preferred(rule) if implementation == "auto" else implementation
+    if reason := kernels.hindrance(name, q, rule):
+        _announce(f"attention {name}: {reason}; plain products take its place")
+        name = "xla"
+    if name == "xla":
+        return attend(q, k, v, rule.mask)
+    q = constrain(q, "batch", None, "heads", None)
+    k, v = (constrain(x, "batch", None, "kv_heads", None) for x in (k, v))
+    return {"blocks": by_block, "cudnn": kernels.cudnn, "splash": kernels.splash}[name](q, k, v, rule)
+
+
+def preferred(rule: Rule) -> str:
+    """What "auto" means: XLA's products where slots are few, which are fast there and never refuse."""
+    kernel = {"gpu": "cudnn", "tpu": "splash"}.get(platform(), "xla")
+    return kernel if rule.plan.slots > MANY else "xla"
+
+
+def by_block(
+    q: Float[Array, "b s h k"], k: Float[Array, "b s g k"], v: Float[Array, "b s g k"], rule: Rule
+) -> Float[Array, "b s h k"]:
+    """A product for each block of slots: nothing is computed that the rule then hides."""
+    parts = [
+        attend(q[:, start:end], k[:, :end], v[:, :end], jnp.ones((1, 1, end - start, end), bool))
+        for start, end in rule.plan.blocks
+    ]
+    return jnp.concatenate(parts, axis=1)
+
+
+@functools.cache
+def _announce(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
 
 
 def attend(

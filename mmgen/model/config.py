@@ -130,6 +130,9 @@ class GeneratorConfig:
     remat: bool = False  # recompute each layer in the backward pass: less memory, about a third more work
     # With remat, products that are kept nevertheless: queries, keys and values; what attention gives; the MLP's hidden units.
     remat_keep: tuple[Literal["qkv", "attention", "mlp"], ...] = ()
+    # How attention over all slots is computed. xla: as products; cudnn: NVIDIA's flash attention; splash: a kernel for TPUs;
+    # blocks: products of the slots that are read together (a scale, a diagonal); auto: by the device and the number of slots.
+    attention: Literal["auto", "xla", "cudnn", "splash", "blocks"] = "auto"
     loss_chunks: int = 1  # parts of the sites whose logits are held at a time: large vocabularies are never held whole
     unread: int = 0  # rows of a published checkpoint that no slot reads, kept so that it can be written again
 

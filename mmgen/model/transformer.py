@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from mmgen.model import heads as heads_module
-from mmgen.model.attention import attend, mask_of
+from mmgen.model.attention import attention, rule_of
 from mmgen.model.config import GeneratorConfig, Masked
 from mmgen.model.heads import VocabularyHead
 from mmgen.model.inputs import Slots, condition_embedding, input_rule, places_of
@@ -201,13 +201,13 @@ def _features(
     keys = jax.random.split(jax.random.key(0) if key is None else key, c.layers + 1)
     x = _drop(c.dropout.token if key is not None else 0.0, keys[-1])(x)
     angles = rotary_angles(c.block, slots.position)
-    mask = mask_of(plan, extra.valid)
+    attend = functools.partial(attention, rule=rule_of(plan, extra.valid), implementation=c.attention)
     modulator, head_modulator = ends.modulators(c, batch, slots)
 
     def layer(x, inputs):
         p, key_layer, path = inputs
         drops = _layer_drops(c, key_layer, path) if key is not None else {}
-        x = layer_of(c, p)(x, angles, lambda q, k, v: attend(q, k, v, mask), condition=modulator, **drops)
+        x = layer_of(c, p)(x, angles, attend, condition=modulator, **drops)
         return constrain(x, "batch", "slots", "embed"), None
 
     if c.remat:

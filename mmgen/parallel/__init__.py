@@ -1,2 +1,1 @@
-"""One program on many devices: a mesh of sizes, one table of rules, several hosts. Only preflight.py and
-forecast.py know of tasks."""
+"""One program on many devices: a mesh of sizes, one table of rules, several hosts. Only preflight.py knows of tasks."""

@@ -1,6 +1,6 @@
 """What a preflight found, with what follows from it: the time of a step at best, MFU, tokens and pictures a day."""
 
-from mmgen.config import Experiment, GeneratorTask
+from mmgen.config import Experiment
 from mmgen.parallel.chips import GIB, Topology
 from mmgen.parallel.mesh import AXES
 from mmgen.parallel.preflight import Needs, fits
@@ -23,7 +23,7 @@ def forecast(experiment: Experiment, topology: Topology, needs: Needs) -> dict:
         "bytes_together": needs.total,
         "bytes_there": topology.chip.bytes if topology.chip else None,
         "fits": fits(needs, topology),
-        "operations": {"hardware": needs.operations, **_model_operations(experiment)},
+        "operations": {"hardware": needs.operations, **_model_operations(experiment, needs)},
         "collectives": needs.traffic and {kind: traffic._asdict() for kind, traffic in needs.traffic.items()},
         "compile_seconds": round(needs.seconds, 1),
     }
@@ -31,37 +31,28 @@ def forecast(experiment: Experiment, topology: Topology, needs: Needs) -> dict:
     return found | ({"time": _time(experiment, topology, needs, found["operations"])} if timed else {})
 
 
-def _model_operations(experiment: Experiment) -> dict[str, int]:
-    """Of a generator's step; networks of tokenizers have no formula: what the hardware does is what the model needs."""
-    from mmgen.model.flops import training_operations
-
-    if not isinstance(experiment.task, GeneratorTask):
-        return {}
-    causal, full = training_operations(experiment.task.model)
-    return {"model_causal": experiment.batch * causal, "model_full": experiment.batch * full}
+def _model_operations(experiment: Experiment, needs: Needs) -> dict[str, int]:
+    """Of a step; where there is no formula, what the hardware does is what the model needs."""
+    causal, full = needs.formula or (0, 0)
+    return {"model_causal": experiment.batch * causal, "model_full": experiment.batch * full} if needs.formula else {}
 
 
 def _time(experiment: Experiment, topology: Topology, needs: Needs, operations: dict[str, int]) -> dict:
-    """A roofline: products at the peak, memory written and read once, links always busy. At best all three go on at the same
-    time, at worst one after the other; real programs are slower than the former, and mostly than the middle."""
+    """A roofline: products at the peak, memory written and read once (what is made on the way, for each part of the batch),
+    links always busy. "step": at best, all three going on at the same time, and without overlap, one after the other."""
     chip, devices = topology.chip, len(topology.devices)
+    moved = 2 * (sum(needs.parts.values()) + experiment.accumulate * needs.temporaries)
     seconds = {
         "products": needs.operations / devices / (chip.peak * 1e12),
-        "memory": 2 * needs.total / (chip.bandwidth * 1e9),
+        "memory": moved / (chip.bandwidth * 1e9),
         "links": sum(traffic.received for traffic in needs.traffic.values()) / (topology.link * 1e9),
     }
-    best, worst = max(seconds.values()), sum(seconds.values())
+    best, apart = max(seconds.values()), sum(seconds.values())
     peak = devices * chip.peak * 1e12
-    share = {name: [operations[f"model_{name}"] / peak / s for s in (worst, best)] for name in ("causal", "full")
-             if f"model_{name}" in operations}  # fmt: skip
-    sites = {"tokens_a_day": _tokens(experiment) * DAY / worst} if _tokens(experiment) else {}
-    return seconds | {"step": [best, worst], "mfu": share, "pictures_a_day": experiment.batch * DAY / worst, **sites}
-
-
-def _tokens(experiment: Experiment) -> int:
-    """Of a batch."""
-    layout = experiment.task.model.layout if isinstance(experiment.task, GeneratorTask) else None
-    return experiment.batch * layout.sites * layout.groups if layout else 0
+    mfu = {name: [operations[f"model_{name}"] / peak / s for s in (best, apart)] for name in ("causal", "full")
+           if f"model_{name}" in operations}  # fmt: skip
+    rows, (unit, each) = experiment.batch * DAY / best, needs.unit
+    return seconds | {"step": [best, apart], "mfu": mfu, f"{unit}_a_day": rows * each, "pictures_a_day": rows}
 
 
 def describe(found: dict) -> str:
@@ -87,12 +78,12 @@ def describe(found: dict) -> str:
 
 
 def _describe_time(time: dict) -> list[str]:
-    best, worst = time["step"]
+    best, apart = time["step"]
     parts = ", ".join(f"{name} {time[name]:.3g} s" for name in ("products", "memory", "links"))
-    shares = [f"{low:.0%} to {high:.0%} ({name})" for name, (low, high) in time["mfu"].items()]
+    shares = [" or ".join(f"{share[i]:.0%} ({name})" for name, share in time["mfu"].items()) for i in (0, 1)]
     tokens = f"{time['tokens_a_day'] / 1e9:.3g}G tokens, " if "tokens_a_day" in time else ""
     return [
-        f"  roofline: {parts}; {worst:.3g} s one after the other, {best:.3g} s at once",
-        *([f"  MFU at most {' or '.join(shares)}"] if shares else []),
-        f"  at most {tokens}{time['pictures_a_day'] / 1e6:.3g}M pictures a day, if one after the other",
+        f"  roofline: {parts}; {best:.3g} s at best, {apart:.3g} s without overlap",
+        *([f"  MFU at most {shares[0]}; {shares[1]} without overlap"] if time["mfu"] else []),
+        f"  at most {tokens}{time['pictures_a_day'] / 1e6:.3g}M pictures a day",
     ]

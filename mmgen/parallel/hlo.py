@@ -34,6 +34,8 @@ def _operations(equation: JaxprEqn, devices: int) -> int:
             return max(inner)
         case "shard_map":  # its body is what one device does
             return devices * sum(inner)
+        case "pallas_call":  # and a kernel's, one tile
+            return math.prod(equation.params["grid_mapping"].grid) * sum(inner)
     return sum(inner)
 
 

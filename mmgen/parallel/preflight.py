@@ -16,8 +16,6 @@ from mmgen.parallel.chips import Topology
 from mmgen.parallel.mesh import check_batch, make_mesh, resolve, under
 from mmgen.parallel.rules import BATCH, bytes_each
 
-TRIES = 8  # changes that are compiled where an experiment does not fit
-
 
 @dataclass(frozen=True)
 class Needs:
@@ -29,6 +27,8 @@ class Needs:
     activations: int  # kept for the way back, of the temporaries; an upper bound where tensor > 1
     temporaries: int
     operations: int  # of a step, on all devices together: products and convolutions, with those that remat repeats
+    formula: tuple[int, int] | None  # the task's count of them for a row of the batch, causal and full
+    unit: tuple[str, int]  # what a row of the batch has how many of
     traffic: dict[str, hlo.Traffic] | None  # None where the program does not fit, or cannot be read
     seconds: float  # of tracing and compiling
 
@@ -46,6 +46,8 @@ class Step:
     frozen: object
     batch: dict
     traced: object
+    formula: tuple[int, int] | None
+    unit: tuple[str, int]
 
     @property
     def parts(self) -> dict[str, int]:
@@ -70,7 +72,8 @@ def prepared(experiment: Experiment, topology: Topology) -> Step:
     state = abstract_state(task, optimizer, experiment.seed, experiment.ema > 0, mesh)
     frozen, batch = _placed(task.frozen, mesh, P()), _placed(task.inputs(), mesh, BATCH)
     step = make_step(experiment, task, optimizer, shardings(state))
-    return Step(mesh, state, frozen, batch, under(mesh, step.trace)(state, frozen, batch))
+    traced = under(mesh, step.trace)(state, frozen, batch)
+    return Step(mesh, state, frozen, batch, traced, task.operations, task.unit)
 
 
 def _placed(tree, mesh: Mesh, spec: P):
@@ -96,6 +99,8 @@ def compiled(step: Step) -> Needs:
         activations=min(hlo.activations(step.traced.jaxpr.jaxpr) // (replica * fsdp * sequence), temporaries),
         temporaries=temporaries,
         operations=hlo.operations(step.traced.jaxpr.jaxpr, step.mesh.size),
+        formula=step.formula,
+        unit=step.unit,
         traffic=traffic,
         seconds=time.perf_counter() - start,
     )
@@ -122,7 +127,6 @@ def fits(needs: Needs, topology: Topology) -> bool:
 def nearest(experiment: Experiment, topology: Topology) -> Iterator[tuple[list[str], Needs]]:
     """Changes (fields of the command line) as they are tried, with what each needs, up to the first that fits. What does not
     divide the model, and meshes on which the state alone is too large, are passed over."""
-    tried = 0
     for flags in changes(experiment, len(topology.devices)):
         try:
             step = prepared(overrides(experiment, flags), topology)
@@ -132,13 +136,13 @@ def nearest(experiment: Experiment, topology: Topology) -> Iterator[tuple[list[s
             continue
         needs = compiled(step)
         yield flags, needs
-        tried += 1
-        if tried == TRIES or fits(needs, topology):
+        if fits(needs, topology):
             return
 
 
 def changes(experiment: Experiment, devices: int) -> Iterator[list[str]]:
-    """What may make an experiment fit, as fields of the command line, the smallest changes first."""
+    """What may make an experiment fit, as fields of the command line, the smallest changes first. A batch is halved, cut in
+    eight, then in single rows, for each try is a compilation."""
     replica, fsdp, tensor, _ = resolve(experiment.mesh, devices)
     remat = []
     if isinstance(experiment.task, GeneratorTask) and not experiment.task.model.remat:
@@ -149,7 +153,8 @@ def changes(experiment: Experiment, devices: int) -> Iterator[list[str]]:
         flags = [*remat, "--mesh.replica", "1", "--mesh.fsdp", str(replica * fsdp)]
         yield flags
     rows = experiment.batch // (replica * fsdp)
-    yield from ([*flags, "--accumulate", str(n)] for n in range(experiment.accumulate + 1, rows + 1) if rows % n == 0)
+    parts = sorted({2, 8, rows})
+    yield from ([*flags, "--accumulate", str(n)] for n in parts if n > experiment.accumulate and rows % n == 0)
     for size in (2, 4, 8):
         yield [*remat, "--mesh.replica", "1", "--mesh.fsdp", str(replica * fsdp // size), "--mesh.tensor", str(tensor * size)]
     yield from ([*flags, "--batch", str(experiment.batch // n)] for n in (2, 4, 8))

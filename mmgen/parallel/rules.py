@@ -56,6 +56,13 @@ def current_mesh() -> jax.sharding.AbstractMesh | None:
     return None if mesh.empty else mesh
 
 
+def platform() -> str:
+    """What the program which is being traced is for: "cpu", "gpu" or "tpu"."""
+    mesh = current_mesh()
+    device = mesh and mesh.abstract_device  # a mesh may be of devices that are not there
+    return device.platform if device else jax.default_backend()
+
+
 def one_cpu() -> bool:
     """Whether the program which is being traced is for a CPU alone. XLA's CPU backend wants other forms of some operations;
     on a mesh all platforms get the same, so that fake CPU devices show what a pod does."""

@@ -87,6 +87,15 @@ class GenerationPlan:
         slot = np.arange(self.slots)
         return bool((self.clique < 0).all() and (self.allow(slot, slot) == np.tri(self.slots, dtype=bool)).all())
 
+    @property
+    def blocks(self) -> list[tuple[int, int]]:
+        """First slot and end of each group of slots that see all slots up to the last of their own, and no others; empty where
+        the rule is another one."""
+        slot, starts = np.arange(self.slots), [0, *(np.flatnonzero(np.diff(self.reads)) + 1).tolist()]
+        if not (self.allow(slot, slot) == (self.reads[None] <= self.reads[:, None])).all():
+            return []
+        return list(zip(starts, [*starts[1:], self.slots], strict=True))
+
     def allow(self, queries: Int[np.ndarray, "Q"], keys: Int[np.ndarray, "Z"]) -> Bool[np.ndarray, "Q Z"]:
         """The one attention rule, without what differs per sample (PlanBatch.valid)."""
         q, k = np.asarray(queries)[:, None], np.asarray(keys)[None, :]

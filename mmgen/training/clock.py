@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 
 from mmgen.parallel.distributed import first_process
-from mmgen.training.state import TrainState
 
 
 class Clock:
@@ -52,29 +51,42 @@ class Clock:
 
 
 class Profile:
-    """Within `with Profile((10, 13), folder)`, an xprof trace of steps 10 to 13 of the first process; None: no trace."""
+    """Within `with Profile((10, 13), folder, clock)`, an xprof trace of steps 10 to 13 of the first process; None: no trace.
 
-    def __init__(self, steps: tuple[int, int] | None, folder: Path):
-        self._steps, self._folder, self._running = steps if first_process() else None, folder, False
+    The loop asks before and after each step, in every process alike, and finishes the steps in flight before it obeys.
+    """
 
-    def before(self, step: int, state: TrainState) -> None:
-        if self._steps and not self._running and self._steps[0] <= step <= self._steps[1]:
-            jax.block_until_ready(state)  # else the trace begins with earlier steps
-            jax.profiler.start_trace(str(self._folder))
-            self._running = True
+    def __init__(self, steps: tuple[int, int] | None, folder: Path, clock: Clock):
+        self._steps, self._folder, self._clock, self._running = steps, folder, clock, False
 
-    def after(self, step: int, state: TrainState) -> None:
-        if self._running and step == self._steps[1]:
-            jax.block_until_ready(state)
-            self._stop()
+    def begins(self, step: int) -> bool:
+        return self._steps is not None and not self._running and self._steps[0] <= step <= self._steps[1]
 
-    def _stop(self) -> None:
-        jax.profiler.stop_trace()
+    def ends(self, step: int) -> bool:
+        return self._running and step == self._steps[1]
+
+    def start(self) -> None:
+        self._running = True
+        if first_process():
+            with self._clock.spend("profile"):
+                jax.profiler.start_trace(str(self._folder))
+
+    def stop(self) -> None:
         self._running = False
+        if first_process():
+            with self._clock.spend("profile"):
+                jax.profiler.stop_trace()
+
+    def missed(self, start: int, steps: int) -> str | None:
+        """What to say where none of these steps will be done; None where some will."""
+        if self._steps is None or (self._steps[1] > start and self._steps[0] <= steps):
+            return None
+        first, last = self._steps
+        return f"no trace: steps {first} to {last} are not among those that are to be done, {start + 1} to {steps}"
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
         if self._running:  # the run ended before the last of the steps
-            self._stop()
+            self.stop()

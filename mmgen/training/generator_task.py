@@ -33,7 +33,7 @@ from mmgen.model.layers import compute_dtype
 from mmgen.model.orders import draw_orders, in_orders
 from mmgen.parallel.distributed import first_process
 from mmgen.parallel.rules import by_rows
-from mmgen.training import start
+from mmgen.training import inherit
 from mmgen.training.optimizer import adamw, only
 from mmgen.training.state import Tree
 from mmgen.training.tasks import opened, training_batches, validation_batches
@@ -78,7 +78,7 @@ class GeneratorTraining:
             return None
         if path.is_file():
             return TextTokenizer.load(path)
-        text = start.text_model(begin, condition) if begin else None
+        text = inherit.text_model(begin, condition) if begin else None
         if text is None:
             return _learned_text_model(condition, path, self.source)
         text.save(path)
@@ -114,13 +114,13 @@ class GeneratorTraining:
     def axes(self, params: Tree, mesh: Mesh) -> Tree:
         return transformer.axes(self.config)
 
-    def start(self) -> Tree:
+    def inherited(self) -> Tree:
         """Weights of task.start_from; says what becomes of its classes."""
         name = self.experiment.task.start_from
         if name is None:
             return {}
-        source = start.load(name)
-        params, lines = start.fitted(source, name, self.config, self.labels)
+        source = inherit.load(name)
+        params, lines = inherit.fitted(source, name, self.config, self.labels)
         if source.tokenizer and self.tokenizer and source.tokenizer.fingerprint != self.tokenizer.fingerprint:
             lines.append("its ids were those of another tokenizer")
         if first_process():

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from signal import Signals
 from typing import Literal
 
 import jax
@@ -22,6 +23,7 @@ from mmgen import config
 from mmgen.config import Experiment
 from mmgen.parallel.distributed import first_process, in_turn
 from mmgen.parallel.mesh import feed, mesh_of, on_all, on_host, table, under
+from mmgen.parallel.watch import Watch
 from mmgen.training.checkpoint import Checkpoints
 from mmgen.training.clock import Clock, Profile
 from mmgen.training.exports import STEP, Exports, write_export
@@ -106,79 +108,114 @@ def fit(
     profile: tuple[int, int] | None = None,
 ) -> Result:
     """The loop itself. `training_batches(k)` gives the batches k, k + 1, ...; what a task is stands in tasks.py."""
-    clock = Clock()
-    optimizer, mesh = task.optimizer(experiment), mesh_of(experiment)
-    checkpoints = Checkpoints(folder / "checkpoints", experiment.keep)
-    state = starting_state(experiment, task, optimizer, checkpoints, mesh)
-    start = int(state.step)
-    frozen = on_all(mesh, task.frozen)
-    step = under(mesh, make_step(experiment, task, optimizer, None if mesh is None else shardings(state)))
-    validation_step = under(mesh, jax.jit(task.validate))
-    in_flight = deque()
-
-    def settle(ahead: int) -> None:
-        """Reads the figures of all steps but the last `ahead` of those that were dispatched."""
-        while len(in_flight) > ahead:
-            number, metrics, answer = in_flight.popleft()
-            report.read(number, metrics)
-            stop.hear(answer)
-
-    exports = Exports(task, folder / "export")
-    report = Report(experiment, task, folder, checkpoints, start, clock)
-    trace = Profile(profile, folder / "profile")
-    with full_disk(folder), Stop(mesh) as stop, report, checkpoints, exports, trace:
-        report.say(f"{folder}: {describe(state)}, {beginning(start, experiment.steps)}")
-        if mesh is not None:
-            report.say(table(mesh, {"parameters": state.params, "optimizer": state.opt_state, "averaged": state.ema}))
-        batches = training_batches(start) if start < experiment.steps else ()
-        for done, batch in zip(range(start + 1, experiment.steps + 1), clock.waits("data", batches), strict=False):
-            trace.before(done, state)
-            with jax.profiler.StepTraceAnnotation("train", step_num=done):
-                state, metrics = step(state, frozen, feed(mesh, task.prepare(batch)))
-            trace.after(done, state)
-            if done == start + 1:
-                clock.began()
-            in_flight.append((done, metrics, stop.tell()))
-            settle(AHEAD)
-
-            stopped = stop.wanted  # read once: it can come at any moment
-            last = done == experiment.steps
-            saves = last or stopped or due(done, experiment.every_checkpoint)
-            validates = validation_batches and not stopped and (saves or due(done, experiment.every_validate))
-            previews = not stopped and (last or due(done, experiment.every_preview))
-            if not (saves or validates or previews):
-                continue
-
-            settle(0)  # a state is saved only when every step up to it was finite
-            weights = exported_weights(task, state)
-            figures = {}
-            if validates:
-                inputs = (feed(mesh, task.prepare(batch)) for batch in validation_batches())
-                with clock.spend("validation"):
-                    figures = validate(validation_step, weights, state.extra, frozen, inputs)
-                report.write(done, figures)
-            with clock.spend("checkpoint"):
-                if mesh is not None and (saves or previews):
-                    weights = on_host(weights)
-                if saves:
-                    checkpoints.save(state, to_json(experiment), figures.get("validation/loss"))
-                    exports.start(weights, done)
-            with clock.spend("preview"):
-                if previews and first_process():
-                    task.preview(weights, folder / "previews", done)
-            report.pace.rest()
+    run = Run(experiment, task, folder, profile)
+    start, steps = run.start, experiment.steps
+    with Watch(), full_disk(folder), run.stop, run.report, run.checkpoints, run.exports, run.trace:
+        run.introduce()
+        batches = training_batches(start) if start < steps else ()
+        for done, batch in zip(range(start + 1, steps + 1), run.clock.waits("data", batches), strict=False):
+            run.step(done, batch)
+            stopped = run.stop.wanted  # read once: it can come at any moment
+            run.between(done, stopped, validation_batches)
             if stopped:
-                checkpoints.wait()
-                exports.wait()
-                report.say(f"stopped by {stopped.name}: saved at step {done}; start it again to continue from there")
-                raise SystemExit(128 + stopped)
+                run.leave(done, stopped)
 
-        if stop.signal:  # it came while the last step was saved: whoever asked to stop does not want what follows
-            raise SystemExit(128 + stop.signal)
-        if start >= experiment.steps:  # it may have been killed between its last checkpoint and the export
-            exports.start(exported_weights(task, state), start)
+        if run.stop.signal:  # it came while the last step was saved: whoever asked to stop does not want what follows
+            raise SystemExit(128 + run.stop.signal)
+        if start >= steps:  # it may have been killed between its last checkpoint and the export
+            run.exports.start(exported_weights(task, run.state), start)
     figures = {name: value for entry in read_metrics(folder) for name, value in entry.items()}
-    return Result(folder, max(start, experiment.steps), figures)
+    return Result(folder, max(start, steps), figures)
+
+
+class Run:
+    """What a run has at hand: its state and compiled steps, and all that writes."""
+
+    def __init__(self, experiment: Experiment, task, folder: Path, profile: tuple[int, int] | None):
+        self.experiment, self.task, self.folder, self.clock = experiment, task, folder, Clock()
+        optimizer, self.mesh = task.optimizer(experiment), mesh_of(experiment)
+        self.checkpoints = Checkpoints(folder / "checkpoints", experiment.keep)
+        self.state = starting_state(experiment, task, optimizer, self.checkpoints, self.mesh)
+        self.start = int(self.state.step)
+        self.frozen = on_all(self.mesh, task.frozen)
+        places = None if self.mesh is None else shardings(self.state)
+        self.train_step = under(self.mesh, make_step(experiment, task, optimizer, places))
+        self.validation_step = under(self.mesh, jax.jit(task.validate))
+        self.in_flight = deque()
+        self.stop = Stop(self.mesh)
+        self.exports = Exports(task, folder / "export")
+        self.report = Report(experiment, task, folder, self.checkpoints, self.start, self.clock)
+        self.trace = Profile(profile, folder / "profile", self.clock)
+
+    def introduce(self) -> None:
+        state, say = self.state, self.report.say
+        say(f"{self.folder}: {describe(state)}, {beginning(self.start, self.experiment.steps)}")
+        if self.mesh is not None:
+            say(table(self.mesh, {"parameters": state.params, "optimizer": state.opt_state, "averaged": state.ema}))
+        if missed := self.trace.missed(self.start, self.experiment.steps):
+            say(missed)
+
+    def step(self, done: int, batch: dict) -> None:
+        """Dispatches a step, and reads the figures of an earlier one."""
+        if self.trace.begins(done):
+            self.settle(0)
+            self.trace.start()
+            self.report.pace.rest()
+        with jax.profiler.StepTraceAnnotation("train", step_num=done):
+            self.state, metrics = self.train_step(self.state, self.frozen, feed(self.mesh, self.task.prepare(batch)))
+        if done == self.start + 1:
+            self.clock.began()
+        self.in_flight.append((done, metrics, self.stop.tell()))
+        ends = self.trace.ends(done)
+        self.settle(0 if ends else AHEAD)
+        if ends:
+            self.trace.stop()
+            self.report.pace.rest()
+
+    def settle(self, ahead: int) -> None:
+        """Reads the figures of all steps but the last `ahead` of those that were dispatched."""
+        while len(self.in_flight) > ahead:
+            number, metrics, answer = self.in_flight.popleft()
+            self.report.read(number, metrics)
+            self.stop.hear(answer)
+
+    def between(self, done: int, stopped: Signals | None, validation_batches: Callable[[], Iterable[dict]] | None) -> None:
+        """What is due after a step: validation, a checkpoint with its export, a preview."""
+        experiment = self.experiment
+        last = done == experiment.steps
+        saves = last or stopped or due(done, experiment.every_checkpoint)
+        validates = validation_batches and not stopped and (saves or due(done, experiment.every_validate))
+        previews = not stopped and (last or due(done, experiment.every_preview))
+        if not (saves or validates or previews):
+            return
+        self.settle(0)  # a state is saved only when every step up to it was finite
+        weights = exported_weights(self.task, self.state)
+        figures = self.validated(done, weights, validation_batches()) if validates else {}
+        with self.clock.spend("checkpoint"):
+            if self.mesh is not None and (saves or previews):
+                weights = on_host(weights)
+            if saves:
+                self.checkpoints.save(self.state, to_json(experiment), figures.get("validation/loss"))
+                self.exports.start(weights, done)
+        with self.clock.spend("preview"):
+            if previews and first_process():
+                self.task.preview(weights, self.folder / "previews", done)
+        self.report.pace.rest()
+
+    def validated(self, done: int, weights: Tree, batches: Iterable[dict]) -> dict[str, float]:
+        """Figures of the held-out data, written down."""
+        inputs = (feed(self.mesh, self.task.prepare(batch)) for batch in batches)
+        with self.clock.spend("validation"):
+            figures = validate(self.validation_step, weights, self.state.extra, self.frozen, inputs)
+        self.report.write(done, figures)
+        return figures
+
+    def leave(self, done: int, stopped: Signals) -> None:
+        """Ends the process when what was saved is on the disk."""
+        self.checkpoints.wait()
+        self.exports.wait()
+        self.report.say(f"stopped by {stopped.name}: saved at step {done}; start it again to continue from there")
+        raise SystemExit(128 + stopped)
 
 
 def export(run: str | Path, out: str | Path, which: Literal["last", "best"] | int = "last") -> int:

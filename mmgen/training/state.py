@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
@@ -37,24 +38,36 @@ def named_key(seed: int, name: str) -> jax.Array:
 def initial_state(
     task, optimizer: optax.GradientTransformation, seed: int, averaged: bool, mesh: Mesh | None = None
 ) -> TrainState:
-    """The state before the first step, made by one program: never twice in memory, and on a mesh never whole on a device."""
-    pieces = None if mesh is None else shardings(abstract_state(task, optimizer, seed, averaged, mesh))
-    make = jax.jit(lambda start: _make(task, optimizer, seed, averaged, start), out_shardings=pieces)
-    return under(mesh, make)(task.start())
+    """The state before the first step, made by one program: never twice in memory, and on a mesh never whole on a device.
+
+    What it inherits lies where it will stay from the beginning, and becomes a part of it.
+    """
+    like = abstract_state(task, optimizer, seed, averaged, mesh)
+    pieces = None if mesh is None else shardings(like)
+    make = jax.jit(lambda inherited: _make(task, optimizer, seed, averaged, inherited), donate_argnums=0, out_shardings=pieces)
+    return under(mesh, make)(_placed(task.inherited(), like.params))
 
 
-def _make(task, optimizer: optax.GradientTransformation, seed: int, averaged: bool, start: Tree) -> TrainState:
+def _placed(inherited: Tree, like: Tree) -> Tree:
+    """Arrays of the host where the parameters will lie; every process has all of them."""
+    if not isinstance(inherited, dict):
+        whole = np.asarray(inherited, like.dtype)
+        return jax.make_array_from_callback(like.shape, like.sharding, lambda piece: whole[piece])
+    return {name: _placed(part, like[name]) for name, part in inherited.items()}
+
+
+def _make(task, optimizer: optax.GradientTransformation, seed: int, averaged: bool, inherited: Tree) -> TrainState:
     params, extra = task.init(named_key(seed, "init"))
-    params = _replaced(params, start)
+    params = _replaced(params, inherited)
     ema = jax.tree.map(jnp.copy, task.weights(params)) if averaged else {}
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema, extra)
 
 
-def _replaced(params: Tree, start: Tree) -> Tree:
-    """`params` with the arrays of `start` in the places that it has."""
-    if not isinstance(start, dict):
-        return start
-    return {**params, **{name: _replaced(params[name], part) for name, part in start.items()}}
+def _replaced(params: Tree, inherited: Tree) -> Tree:
+    """`params` with the arrays of `inherited` in the places that it has."""
+    if not isinstance(inherited, dict):
+        return inherited
+    return {**params, **{name: _replaced(params[name], part) for name, part in inherited.items()}}
 
 
 def abstract_state(

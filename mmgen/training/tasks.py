@@ -38,7 +38,7 @@ class Task(Protocol):
     def axes(self, params: Tree, mesh: Mesh) -> Tree:
         """Logical axes (parallel/rules.py) of every parameter: a tree of tuples of names."""
 
-    def start(self) -> Tree:
+    def inherited(self) -> Tree:
         """Arrays on the host that take the place of some of init's params: a nested dict like them, {} for none."""
 
     def gradients(

@@ -84,7 +84,7 @@ class TokenizerTraining:
         """Networks are split over replica and fsdp alone: devices along tensor and sequence do the same work."""
         return by_shape(params, mesh)
 
-    def start(self) -> Tree:
+    def inherited(self) -> Tree:
         folder = self.experiment.task.start_from
         return {} if folder is None else {"model": _weights_of(folder, self.config)}
 

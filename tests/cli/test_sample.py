@@ -172,18 +172,21 @@ def test_a_stopped_job_goes_on_with_the_same_pictures(text_folder, tmp_path, pie
     assert contents(stopped).keys() == contents(whole).keys() and contents(stopped) != contents(whole)
 
 
-def test_another_job_does_not_go_on_with_a_stopped_one(class_folder, tmp_path, pieces):
-    asked = ["sample", str(class_folder), "--num", "5", "--temperature", "9", "--npz", str(tmp_path / "a.npz")]
+@pytest.mark.parametrize(("option", "left"), [("--npz", ["a.npz.part", "a.npz.part.json"]), ("--out", ["a"])])
+def test_another_job_does_not_go_on_with_a_stopped_one(class_folder, tmp_path, pieces, option, left):
+    path = tmp_path / ("a.npz" if option == "--npz" else "a")
+    asked = ["sample", str(class_folder), "--num", "5", "--temperature", "9", option, str(path)]
     pieces.stop = 4
     assert cli.main([*asked, "--seed", "1"]) == 130
-    assert {p.name for p in tmp_path.iterdir()} == {"a.npz.part", "a.npz.part.json"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == left
     pieces.stop = 2
     assert cli.main([*asked, "--seed", "2"]) == 130
     pieces.stop = None
     assert cli.main([*asked, "--seed", "2"]) == 0 and pieces == [0, 2, 4, 0, 2, 2, 4]
     expected = mmgen.load(class_folder).generate(labels=[0, 1, 2, 0, 1], seed=2, temperature=9.0, first_index=0).images
-    np.testing.assert_array_equal(np.load(tmp_path / "a.npz")["arr_0"], to_uint8(expected))
-    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+    made = np.load(path)["arr_0"] if path.is_file() else np.stack([pixels(file) for file in sorted(path.glob("*.png"))])
+    np.testing.assert_array_equal(made, to_uint8(expected))
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_two_jobs_do_not_write_one_file(class_folder, tmp_path, capsys):

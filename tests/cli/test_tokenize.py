@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.pictures import fit, ten_crop
 from mmgen_tokenizers.shards import ShardReader
 from PIL import Image
 
 from mmgen.cli import main as cli
+from mmgen.data import tokenize as module
 from mmgen.data.tokenize import crop_policy
 
 
@@ -81,6 +83,53 @@ def test_random_crops_follow_the_seed_and_not_the_count(tokenizer_folder, pictur
     assert (ids[0] != ids[2]).any()
 
 
+def test_processes_make_one_set_together(tokenizer_folder, pictures, tmp_path, capsys):
+    flags = ["--data", pictures, "--crops", "random:2", "--seed", 1, "--count", 3]
+    assert run(tokenizer_folder, *flags, "--out", tmp_path / "alone") == 0
+    assert run(tokenizer_folder, *flags, "--out", tmp_path / "t", "--part", "1/2") == 0
+    with pytest.raises(UserError, match="are not here"):
+        ShardReader(tmp_path / "t")
+    assert run(tokenizer_folder, *flags, "--out", tmp_path / "t", "--part", "0/2") == 0
+    assert f"{tmp_path / 't'}: 3 pictures, of 2 parts" in capsys.readouterr().out
+    alone, together = ShardReader(tmp_path / "alone"), ShardReader(tmp_path / "t")
+    for i in range(3):
+        np.testing.assert_array_equal(alone[i].pop("ids"), together[i].pop("ids"))
+        assert alone.about(i) == together.about(i)
+    assert len(together) == 3 and not list((tmp_path / "t").glob("part-*"))
+    assert run(tokenizer_folder, *flags, "--out", tmp_path / "t", "--part", "0/2") == 2
+    assert "already holds all parts" in capsys.readouterr().err
+
+
+def test_parts_of_other_settings_are_not_put_together(tokenizer_folder, pictures, tmp_path, capsys):
+    flags = ["--data", pictures, "--crops", "random:2", "--count", 3, "--out", tmp_path / "t"]
+    assert run(tokenizer_folder, *flags, "--part", "0/2", "--seed", 1) == 0
+    assert run(tokenizer_folder, *flags, "--part", "1/2", "--seed", 2) == 2
+    assert "are of other pictures, tokenizers or settings than each other" in capsys.readouterr().err
+
+
+def test_a_stopped_run_goes_on(tokenizer, tokenizer_folder, pictures, tmp_path, monkeypatch):
+    """It encodes what is left, and no other pictures."""
+    monkeypatch.setattr(module, "EVERY", -1.0)
+    monkeypatch.setattr(module, "TOGETHER", 1)
+    real, calls = type(tokenizer).encode, []
+
+    def encode(self, images):
+        calls.append(len(images))
+        if len(calls) == 3:
+            raise RuntimeError("killed")
+        return real(self, images)
+
+    monkeypatch.setattr(type(tokenizer), "encode", encode)
+    with pytest.raises(RuntimeError, match="killed"):
+        module.tokenize(tokenizer_folder, str(pictures), tmp_path / "t", count=3)
+    with pytest.raises(UserError, match="was begun with another tokenizer, other pictures or other settings"):
+        module.tokenize(tokenizer_folder, str(pictures), tmp_path / "t", count=2)
+    assert module.tokenize(tokenizer_folder, str(pictures), tmp_path / "t", count=3) == 3 and len(calls) == 4
+    reader = ShardReader(tmp_path / "t")
+    expected = real(tokenizer, np.stack([fit(picture(pictures, i), 8) for i in range(3)]))
+    np.testing.assert_array_equal(np.concatenate([reader[i]["ids"] for i in range(3)]), expected)
+
+
 def test_captions_are_kept_where_there_are_any(tokenizer_folder, pictures, tmp_path):
     for i in (0, 1):
         (tmp_path / "data" / f"{i}.png").parent.mkdir(exist_ok=True)
@@ -113,6 +162,7 @@ def test_classes_keep_their_names(tokenizer_folder, tmp_path):
         (["--crops", "random:2:3"], "--crops random:2:3: margins around crops"),
         (["--crops", "ten", "--flip"], "--flip goes with --crops random:K"),
         (["--count", "0"], "--count 0: ask for at least one picture"),
+        (["--part", "2/2"], "--part 2/2: name the number of this process and how many there are, 0/8 to 7/8"),
     ],
 )
 def test_mistakes(tokenizer_folder, pictures, tmp_path, capsys, flags, message):

@@ -103,6 +103,12 @@ def test_without_guidance_with_filters_and_a_window_beyond_the_picture(raster):
     assert raster.generate(**asked, decoder="jacobi", window=N + 3, init=out.tokens).forwards == 2
 
 
+def test_filters_of_what_guidance_made(raster):
+    asked = {"labels": LABELS[:3], "seed": 2, "guidance": 2.0, **FILTERED}
+    out = raster.generate(**asked, decoder="speculative", window=2, draft=generator(RASTER, seed=1))
+    np.testing.assert_array_equal(out.tokens, raster.generate(**asked).tokens)
+
+
 def test_the_fewest_and_the_most_forwards(raster, plain):
     asked = {"labels": LABELS[:3], "seed": 3, **GUIDED[0], **JACOBI}
     best, worst = (raster.generate(**asked, init=(plain[0][:3] + wrong) % 7) for wrong in (0, 1))
@@ -185,10 +191,12 @@ def test_what_cannot_be_streamed_is_refused(raster, monkeypatch):
         generator(masked).generate(labels=[0], decoder="jacobi", window=2)
 
 
-@pytest.mark.parametrize(("options", "slots"), [({}, 12), (JACOBI, 15)])
-def test_the_loop_copies_no_cache(options, slots, monkeypatch):
+@pytest.mark.parametrize(("decoder", "slots"), [("autoregressive", [12]), ("jacobi", [15]), ("speculative", [15, 13])])
+def test_the_loop_copies_no_cache(decoder, slots, monkeypatch):
     """Read from the optimised program; what stands in its entry computation runs once."""
     gen, lowered, jit = generator(RASTER), [], jax.jit
+    options = {} if decoder == "autoregressive" else {**JACOBI, "decoder": decoder}
+    options |= {"draft": generator(RASTER, seed=1)} if decoder == "speculative" else {}
 
     def lowering(fun, **options):
         program = jit(fun, **options)
@@ -197,9 +205,10 @@ def test_the_loop_copies_no_cache(options, slots, monkeypatch):
     monkeypatch.setattr(jax, "jit", lowering)
     gen.generate(labels=LABELS[:3], **GUIDED[0], **options)
     loop = lowered[-1].compile().as_text().partition("ENTRY")[0]
-    cache = rf"f32\[8,2,{slots},8\]"  # guided pairs of 4 rows, 2 heads, 1 + 11 slots and room for the last window, head dim
-    assert re.search(rf"= {cache}\S* (dynamic-update-slice|scatter|fusion)\(", loop)
-    assert not re.findall(rf"= {cache}\S* copy\(", loop)
+    for room in slots:  # 1 + 11 and room for the last window, which has one site for a draft model
+        cache = rf"f32\[8,2,{room},8\]"  # guided pairs of 4 rows, 2 heads, slots, head dim
+        assert re.search(rf"= {cache}\S* (dynamic-update-slice|scatter|fusion)\(", loop)
+        assert not re.findall(rf"= {cache}\S* copy\(", loop)
 
 
 def test_memory_of_a_picture(raster):

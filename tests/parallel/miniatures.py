@@ -18,6 +18,8 @@ import jax
 import mmgen_tokenizers as mt
 import numpy as np
 from models import generator_experiment, tokenizer_experiment, write_shards
+from regression import TRUTH, Regression
+from regression import experiment as regression_experiment
 
 import mmgen
 from mmgen.config import Data, Experiment, TokenShards
@@ -115,6 +117,25 @@ def compared(experiment: Experiment, folder: Path, shapes: list) -> dict:
 RUNNING: dict = {}
 
 
+class Heir(Regression):
+    """Begins with the weights of another model."""
+
+    def inherited(self):
+        return {"dense": {"kernel": TRUTH}}
+
+
+def inherited() -> dict:
+    """The state of an heir on a mesh, and what became of the arrays that it was given."""
+    given, real = [], jax.make_array_from_callback
+    jax.make_array_from_callback = lambda *about: given.append(real(*about)) or given[-1]
+    task, chosen = Heir(), regression_experiment()
+    state = initial_state(task, task.optimizer(chosen), 0, False, make_mesh(SAVED, tuple(jax.devices())))
+    jax.make_array_from_callback = real
+    kernel, (array,) = state.params["dense"]["kernel"], given
+    lies = array.sharding == kernel.sharding and array.sharding.shard_shape((8, 4)) == (2, 4)
+    return {"lies": lies, "taken over": array.is_deleted(), "right": bool((on_host(kernel) == TRUTH).all())}
+
+
 def restored(folder: Path) -> dict:
     """The step after the checkpoint, on other meshes than the one that saved it."""
     found = {}
@@ -143,7 +164,7 @@ def gathers(text: str) -> list[list[int]]:
 
 
 def meshes(folder: Path) -> dict:
-    made = {"generator": compared(generator(folder), folder, GENERATOR)}
+    made = {"inherited": inherited(), "generator": compared(generator(folder), folder, GENERATOR)}
     made["restored"] = restored(folder)
     RUNNING.clear()
     return made | {"tokenizer": compared(tokenizer(), folder, TOKENIZER)}

@@ -61,6 +61,10 @@ def test_the_state_is_kept_in_pieces(found):
     assert found["generator"]["(4, 1, 1, 1)"]["bytes"] == found["generator"][str(ONE)]["bytes"]
 
 
+def test_what_is_inherited_lies_in_pieces_and_is_no_second_copy(found):
+    assert found["inherited"] == {"lies": True, "taken over": True, "right": True}
+
+
 def test_fsdp_gathers_parameters_one_layer_at_a_time(found):
     """Weights of a layer have two axes; stacked ones of all layers would have three, the first of size 2."""
     shapes = found["generator"][str(SAVED)]["gathers"]

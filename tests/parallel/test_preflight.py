@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -85,11 +86,10 @@ def test_people_read_the_same(found):
 def test_what_does_not_fit_is_mended_by_trial(tmp_path, monkeypatch, capsys):
     """Memory of which the state takes a half: the first change that is enough ends the search."""
     from mmgen.cli import preflight as verb
-    from mmgen.parallel.preflight import Needs
 
-    def needs(step) -> Needs:
+    def needs(step) -> preflight.Needs:
         asked.append(step)
-        return Needs((1, 4, 1, 1), 1, {"parameters": 2**29}, 2**28, sizes.pop(0), 10, {}, 1.0)
+        return made(temporaries=sizes.pop(0))
 
     asked, sizes = [], [2**31, 2**30, 2**29]
     chip = chips.Chip(("x",), memory=1.0, peak=1, bandwidth=1, link=1)
@@ -118,27 +118,58 @@ class Prepared:
         self.experiment, self.parts = experiment, {"parameters": 2**29}
 
 
+def made(**fields) -> preflight.Needs:
+    """Needs of 1 GiB but for what is given."""
+    usual = dict(mesh=(1, 4, 1, 1), parameters=1, parts={"parameters": 2**29}, activations=2**28, temporaries=2**29,
+                 operations=10, formula=None, unit=("pictures", 1), traffic={}, seconds=1.0)  # fmt: skip
+    return preflight.Needs(**usual | fields)
+
+
+def test_heads_are_split_where_a_batch_in_parts_does_not_help(monkeypatch):
+    """Its 96 rows have twelve divisors: each would be a compilation."""
+    chip = chips.Chip((), memory=1.0, peak=1, bandwidth=1, link=1)
+    monkeypatch.setattr(preflight, "prepared", lambda experiment, topology: Prepared(experiment))
+    monkeypatch.setattr(
+        preflight, "compiled", lambda step: made(temporaries=2**29 if step.experiment.mesh.tensor == 2 else 2**30)
+    )
+    experiment = Experiment(GeneratorTask(GeneratorConfig(remat=True)), Data(TokenShards("x")), batch=384)
+    found = [flags for flags, _ in preflight.nearest(experiment, chips.Topology("x:4", (None,) * 4, chip, exact=True))]
+    assert found == [
+        *(["--accumulate", str(n)] for n in (2, 8, 96)),
+        ["--mesh.replica", "1", "--mesh.fsdp", "2", "--mesh.tensor", "2"],
+    ]
+
+
 def test_changes_keep_to_the_devices():
     """From the smallest: remat, no replicas, the batch in parts, heads over devices, a smaller batch."""
     experiment = Experiment(GeneratorTask(GeneratorConfig()), Data(TokenShards("x")), batch=64, mesh=MeshSizes(2, 2, 2, 1))
     found = [" ".join(flags) for flags in preflight.changes(experiment, 8)]
     common = "--task.model.remat true --mesh.replica 1 --mesh.fsdp 4"
-    assert found[:4] == ["--task.model.remat true", common, f"{common} --accumulate 2", f"{common} --accumulate 4"]
+    assert found[:4] == ["--task.model.remat true", common, f"{common} --accumulate 2", f"{common} --accumulate 8"]
     assert "--task.model.remat true --mesh.replica 1 --mesh.fsdp 2 --mesh.tensor 4" in found
     assert found[-1] == f"{common} --batch 8"
 
 
 def test_the_time_of_a_step_is_a_roofline():
+    """What is at most is so with all three at once."""
     chip = chips.Chip((), memory=5, peak=1, bandwidth=10, link=5)  # GiB, TFLOP/s, GB/s, GB/s
     traffic = {"all-gather": hlo.Traffic(3, 4e9), "all-reduce": hlo.Traffic(1, 1e9)}
-    needs = preflight.Needs((1, 2, 1, 1), 10, {"parameters": 3 * 10**9}, 0, 10**9, 4 * 10**12, traffic, 1.0)
+    needs = made(mesh=(1, 2, 1, 1), parts={"parameters": 3 * 10**9}, temporaries=10**9, operations=4 * 10**12, traffic=traffic,
+                 formula=(10**10, 2 * 10**10), unit=("tokens", 256))  # fmt: skip
     experiment = Experiment(GeneratorTask(GeneratorConfig(depth=1)), Data(TokenShards("x")), batch=64)
-    found = forecast(experiment, chips.Topology("x:2", (None,) * 2, chip, exact=True), needs)
+    topology = chips.Topology("x:2", (None,) * 2, chip, exact=True)
+    found = forecast(experiment, topology, needs)
     time, wanted = found["time"], {"products": 2.0, "memory": 0.8, "links": 1.0}
     assert {name: time[name] for name in wanted} == wanted and time["step"] == [2.0, 3.8]
-    assert time["mfu"]["full"] == [found["operations"]["model_full"] / 2e12 / seconds for seconds in (3.8, 2.0)]
-    assert time["pictures_a_day"] == 64 * 86400 / 3.8 and time["tokens_a_day"] == 256 * time["pictures_a_day"]
-    assert found["fits"] and "links 1 s; 3.8 s one after the other, 2 s at once" in describe(found)
+    assert found["operations"]["model_full"] == 64 * 2e10
+    assert time["mfu"] == {"causal": [0.64e12 / 2e12 / s for s in (2.0, 3.8)], "full": [1.28e12 / 2e12 / s for s in (2.0, 3.8)]}
+    assert time["pictures_a_day"] == 64 * 86400 / 2.0 and time["tokens_a_day"] == 256 * time["pictures_a_day"]
+    text = describe(found)
+    assert found["fits"] and "links 1 s; 2 s at best, 3.8 s without overlap" in text
+    assert "MFU at most 16% (causal) or 32% (full); 8% (causal) or 17% (full) without overlap" in text
+    in_parts = forecast(replace(experiment, accumulate=8), topology, needs)["time"]
+    assert in_parts["memory"] == 2 * (3 + 8 * 1) / 10
+    assert "MFU" not in describe(forecast(experiment, topology, replace(needs, formula=None)))
 
 
 @pytest.mark.parametrize("name", ["h900:8", "v5e", "v5e:0x4", "h200:", "cpu:x"])

@@ -26,7 +26,7 @@ class FromCheckpoint(GeneratorTraining):
     def init(self, key):
         return self.params, {}
 
-    def start(self):
+    def inherited(self):
         return {}
 
 

@@ -75,3 +75,9 @@ def test_as_many_steps_as_fit_and_twice_the_warm_up_at_least(common, tmp_path, m
 def test_a_report_names_no_folder_of_the_machine(common, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/home/me/tools/bench/x.py", "/home/me/runs", "--peer", "../peer", "--n", "2"])
     assert common.report("x", {}, "../peer", "VAR")["command"] == "python tools/bench/x.py runs --peer VAR --n 2"
+
+
+def test_no_script_hides_a_module_of_python(repository):
+    """Their folder comes first on the path: a statistics.py there breaks torch.compile."""
+    names = {path.stem for path in (repository / "tools" / "bench").glob("*.py")}
+    assert "common" in names and not names & sys.stdlib_module_names

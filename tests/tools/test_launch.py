@@ -1,11 +1,10 @@
 """tools/launch: what the scripts would do. None of it has been run on a cluster."""
 
-import json
-import re
 import shutil
 import subprocess
 
 import pytest
+import yaml
 
 TRAIN = ["experiments/a b.py", "--mesh.tensor", "2"]
 GIVEN = {
@@ -36,8 +35,21 @@ def test_gke_starts_a_pod_a_host_and_again_after_a_preemption(told):
     text = told("gke.sh", "--dry-run", *GIVEN["gke.sh"]).stdout
     assert text.startswith("kubectl apply -f - <<'MANIFEST'\n")
     assert "parallelism: 16\n" in text and "completions: 16\n" in text and "maxRestarts: 100\n" in text
-    words = re.search(r"command: \[mmgen, train, (.*)\]", text)[1].replace("--out", '"--out"')
-    assert json.loads(f"[{words}]") == [*TRAIN, "--out", "/data/mine"]
+    (container,) = pod_of(text)["containers"]
+    assert container["command"] == ["mmgen", "train", *TRAIN, "--out", "/data/mine"]
+
+
+def pod_of(told: str) -> dict:
+    """The pods' specification in a manifest that was told."""
+    manifest = yaml.safe_load(told.split("<<'MANIFEST'\n")[1].removesuffix("MANIFEST\n"))
+    return manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+
+
+def test_gke_passes_on_what_it_is_given(told):
+    """Quotes, colons and backslashes are letters to YAML too."""
+    words = ["e.py", "--data.source.folder", 'C:\\new: "pictures" # 1', "--task.tokenizer={}", "a'b"]
+    (container,) = pod_of(told("gke.sh", "--dry-run", *GIVEN["gke.sh"][:4], '/data/a "b" #c', *words).stdout)["containers"]
+    assert container["command"] == ["mmgen", "train", *words, "--out", '/data/a "b" #c']
 
 
 def test_tpu_vms_are_asked_for_and_given_back(told):

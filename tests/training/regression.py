@@ -32,7 +32,7 @@ class Regression:
     def axes(self, params, mesh):
         return by_shape(params, mesh)
 
-    def start(self):
+    def inherited(self):
         return {}
 
     def optimizer(self, experiment):

@@ -10,12 +10,13 @@ import plans
 import pytest
 from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.families import vqgan
-from mmgen_tokenizers.files import flatten, load_arrays
+from mmgen_tokenizers.files import flatten, load_arrays, read_json
 from mmgen_tokenizers.pictures import write_png
 from models import LAYOUT, VQGAN, generator_experiment, write_shards
 
 import mmgen
 from mmgen import config
+from mmgen.cli import main as cli
 from mmgen.config import Data, ImageFolder, Shapes, overrides
 from mmgen.data import shapes
 from mmgen.data.text import TextTokenizer, empty_prompt
@@ -167,6 +168,10 @@ def test_a_class_conditional_run_learns_resumes_and_exports(shards, tmp_path, mo
     monkeypatch.setattr(generator_task, "opened", None)  # a checkpoint is exported without the data
     assert loop.export(tmp_path / "straight", tmp_path / "last") == 40
     assert mmgen.load(tmp_path / "last").labels == generator.labels
+    assert cli.main(["export", str(tmp_path / "straight"), "--out", str(tmp_path / "best"), "--checkpoint", "best"]) == 0
+    held_out = {e["step"]: e["validation/loss"] for e in read_metrics(tmp_path / "straight") if "validation/loss" in e}
+    assert list(held_out) == [20, 40] and read_json(tmp_path / "best/step.json")["step"] == min(held_out, key=held_out.get)
+    assert mmgen.load(tmp_path / "best").generate(labels=["dog"], seed=3).tokens.shape == (1, 4)
 
 
 def test_a_masked_run_learns_and_fills_the_holes(shards, tmp_path):

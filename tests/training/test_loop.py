@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -79,10 +80,19 @@ def test_mfu_goes_by_the_peak_of_all_devices(tmp_path, monkeypatch):
     assert entry["mfu_full"] == pytest.approx(1.5 * entry["mfu"])
 
 
-def test_a_trace_of_some_steps(tmp_path):
-    chosen = experiment(steps=6, every_validate=0)
+def test_a_trace_of_some_steps(tmp_path, monkeypatch, capfd):
+    """The time that the profiler takes is no time of steps."""
+    real = jax.profiler.start_trace
+    monkeypatch.setattr(clock.jax.profiler, "start_trace", lambda folder: (time.sleep(0.5), real(folder)))
+    chosen = experiment(steps=6, every_validate=0, every_checkpoint=0)
     loop.claim(tmp_path, chosen)
     loop.fit(chosen, Regression(), tmp_path, batches, profile=(3, 4))
+    entries = {entry["step"]: entry for entry in read_metrics(tmp_path)}
+    assert "seconds/profile" not in entries[2] and entries[6]["seconds/profile"] > 0.5
+    assert min(entries[step]["rows_per_second"] for step in range(2, 7)) > 16 / 0.4
+    assert "no trace" not in capfd.readouterr().err
+    loop.fit(replace(chosen, steps=7), Regression(), tmp_path, batches, profile=(3, 4))
+    assert "no trace: steps 3 to 4 are not among those that are to be done, 7 to 7" in capfd.readouterr().err
     (path,) = (tmp_path / "profile").rglob("*.xplane.pb")
     events = [e for plane in jax.profiler.ProfileData.from_file(str(path)).planes for line in plane.lines for e in line.events]
     assert {dict(event.stats)["step_num"] for event in events if event.name == "train"} == {3, 4}

@@ -114,7 +114,7 @@ def test_a_run_started_so_resumes_without_the_folder(single, tmp_path):
 def test_a_start_that_does_not_fit_is_refused(single, change, words):
     task = TokenizerTraining(experiment(dataclasses.replace(MODEL, **change), str(single[0])))
     with pytest.raises(UserError, match=words):
-        task.start()
+        task.inherited()
 
 
 def test_a_start_that_is_not_there_is_refused(tmp_path):

@@ -7,6 +7,7 @@ import mmgen_tokenizers as mt
 import numpy as np
 import pytest
 from mmgen_tokenizers.families import vqgan
+from mmgen_tokenizers.files import flatten
 from models import EVERY, OPTIMIZER, VQGAN, tokenizer_experiment
 
 import mmgen
@@ -37,12 +38,15 @@ def test_a_run_learns_and_exports(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_gives_gradients_and_figures(kind):
-    """Traced alone: tests/tokenizers/test_binary.py and test_fsq.py show that the gradients are right."""
+    """tests/tokenizers/test_binary.py and test_fsq.py show that the gradients are right."""
     task = TokenizerTraining(experiment(kind))
-    params, extra = jax.eval_shape(task.init, jax.random.key(0))
+    params, extra = jax.jit(task.init)(jax.random.key(0))
     batch = task.prepare(next(task.training_batches(0)))
-    grads, _, figures = jax.eval_shape(task.gradients, params, extra, {}, batch, jax.random.key(1), 0)
+    grads, extra, figures = jax.jit(task.gradients)(params, extra, {}, batch, jax.random.key(1), 0)
     assert jax.tree.map(lambda g: g.shape, grads) == jax.tree.map(lambda p: p.shape, params)
+    for name, g in flatten(grads).items():
+        assert np.isfinite(g).all() and np.any(g), name
+    assert 0 < figures["usage"] <= 1 and int(extra["usage"]["idle"].max()) == 1
     assert {name for name in figures if name.startswith("quantizer/")} == (
         set() if kind == "fsq" else {"quantizer/commitment", "quantizer/entropy"}
     )

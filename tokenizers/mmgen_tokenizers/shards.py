@@ -8,6 +8,7 @@ several shapes ("mixed" in the manifest), the rows and columns of each are its "
 """
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import math
@@ -184,6 +185,54 @@ class ShardWriter:
         manifest = self.about | {"layout": dataclasses.asdict(layout), "mixed": mixed, "count": self.count, "files": self.files}
         write_atomically(self.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
         (self.folder / UNFINISHED).unlink(missing_ok=True)
+
+
+def part_of(folder: str | Path, index: int, parts: int) -> Path:
+    """Where one of several processes writes its shards of a set."""
+    return Path(folder) / f"part-{index}-of-{parts}"
+
+
+def is_complete(folder: str | Path) -> bool:
+    """Whether the shards of the folder were all written."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def join(folder: str | Path, parts: Sequence[Path]) -> bool:
+    """Makes one set of the parts, in their order, where all are complete; returns whether. Stopped, it can be done again.
+
+    Raises UserError where the parts are of several tokenizers, sets of pictures or settings.
+    """
+    folder = Path(folder)
+    with (folder / ".join").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if is_complete(folder) or not all(map(is_complete, parts)):
+            return False
+        manifests = [_read_manifest(part) for part in parts]
+        one = _joined(folder, manifests)
+        for i, (part, manifest) in enumerate(zip(parts, manifests, strict=True)):
+            for file in manifest["files"]:
+                if (part / file["name"]).exists():
+                    (part / file["name"]).replace(folder / _of_part(i, file["name"]))
+        write_atomically(folder / MANIFEST, json.dumps(one, indent=1).encode())
+        for part in parts:
+            shutil.rmtree(part)
+    return True
+
+
+def _of_part(index: int, name: str) -> str:
+    return name.replace("shard-", f"shard-{index:05d}-")
+
+
+def _joined(folder: Path, manifests: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The manifest of all of them; where each part began and ended is left out."""
+    varies = ("count", "files", "layout", "mixed", "origin")
+    same = [{name: value for name, value in one.items() if name not in varies} for one in manifests]
+    origins = [{name: value for name, value in one["origin"].items() if name != "pictures"} for one in manifests]
+    if any(one != same[0] for one in same) or any(origin != origins[0] for origin in origins):
+        raise UserError(f"the parts of {folder} are of other pictures, tokenizers or settings than each other: delete them")
+    files = [file | {"name": _of_part(i, file["name"])} for i, one in enumerate(manifests) for file in one["files"]]
+    mixed = any(one["mixed"] or one["layout"] != manifests[0]["layout"] for one in manifests)
+    return manifests[0] | {"mixed": mixed, "count": sum(file["count"] for file in files), "files": files, "origin": origins[0]}
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.files import read_json, write_json
@@ -47,11 +48,18 @@ def best_of_each(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[st
     return {name: min(each) for name, each in times.items()}
 
 
-def matmul_rate(size: int = 2048) -> float:
+def matmul_rate(size: int = 2048, dtype: jnp.dtype = jnp.float32) -> float:
     """GFLOP/s of a square product."""
-    a = jax.random.normal(jax.random.key(0), (size, size))
-    f = jax.jit(lambda a: a @ a)
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    f = jax.jit(lambda a: jnp.matmul(a, a, precision="highest" if a.dtype == jnp.float32 else None))
     return 2 * size**3 / best_of(lambda: f(a).block_until_ready(), 10) / 1e9
+
+
+def read_rate() -> float:
+    """GB/s of a sum over more than any cache holds."""
+    size = 1 << (26 if jax.default_backend() == "cpu" else 29)
+    x, f = jnp.ones((size // 1024, 1024)), jax.jit(lambda x: jnp.sum(x, axis=1))
+    return 4 * size / best_of(lambda: f(x).block_until_ready(), 10) / 1e9
 
 
 def cores() -> int:
@@ -133,10 +141,11 @@ def report(
     """`figures` with the machine, the versions, the date and the command, in which absolute paths are their last names and
     `peer`, a path, is called by its `name`."""
     words = [name if word == peer else Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    packages = ("jax", "flax", "optax", *(["torch"] if "torch" in sys.modules else []))
     return {
         "what": what,
         "device": f"{jax.devices()[0].device_kind}, {platform.machine()}, {len(jax.devices())} device(s), {cores()} core(s)",
-        "versions": {package: version(package) for package in ("jax", "flax", "optax", *(["torch"] if peer else []))},
+        "versions": {package: version(package) for package in packages},
         "date": date.today().isoformat(),
         "command": " ".join([f"python tools/bench/{Path(sys.argv[0]).name}", *words]),
         "figures": figures,

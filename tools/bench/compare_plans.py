@@ -91,7 +91,7 @@ def fashion_mnist() -> Experiment:
 SUBJECTS = {
     subject.folder: subject
     for subject in (
-        Subject("shapes", "Scenes", quickstart.tokenizer, "shapes", "shapes:test", TextCondition(128, 20), (1, 2, 3, 4)),
+        Subject("shapes", "Scenes", quickstart.tokenizer, "shapes", "shapes:test", TextCondition(128, 20), (1, 2, 4)),
         Subject(
             "fashion_mnist", "Fashion-MNIST", fashion_mnist, "tfds:fashion_mnist", "tfds:fashion_mnist:test",
             ClassCondition(10), (1, 2, 4, 8), crops="random:2",

@@ -133,6 +133,7 @@ def measure(with_peer: bool, batch: int, rounds: int) -> dict[str, float]:
     if with_peer:
         theirs = peer_runs(model, images, ids)
         figures = agreement(runs, waiting(theirs))
+        print(figures, file=sys.stderr, flush=True)
         runs |= waiting(theirs) | compiled(theirs)
     work, seconds = gflops(batch), best_of_each(runs, rounds)
     figures |= {name: batch / s for name, s in seconds.items() if not name.startswith("convolution")}

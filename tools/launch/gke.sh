@@ -21,8 +21,8 @@ fi
 name=$1 accelerator=$2 topology=$3 image=$4 run=$5
 shift 5
 hosts=$((${topology//x/*} / ${CHIPS:-4}))
-command=$(printf '"%s", ' "${@//\"/\\\"}")
-
+words=("${@//\\/\\\\}" --out "${run//\\/\\\\}")
+command=$(printf '"%s", ' "${words[@]//\"/\\\"}")
 manifest="apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
 metadata: {name: $name}
@@ -47,7 +47,7 @@ spec:
             containers:
             - name: mmgen
               image: $image
-              command: [mmgen, train, ${command}--out, \"$run\"]
+              command: [mmgen, train, ${command%, }]
               resources: {limits: {google.com/tpu: ${CHIPS:-4}}}
               volumeMounts: [{name: data, mountPath: /data}]
             volumes: [{name: data, persistentVolumeClaim: {claimName: ${CLAIM:-data}}}]"

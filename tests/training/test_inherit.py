@@ -18,7 +18,7 @@ from mmgen.generator import Generator
 from mmgen.model import transformer
 from mmgen.model.config import BlockConfig, ClassCondition, TextCondition
 from mmgen.training.generator_task import GeneratorTraining
-from mmgen.training.start import class_rows, fitted, told
+from mmgen.training.inherit import class_rows, fitted, told
 from mmgen.training.state import abstract_state, initial_state
 
 IDS = np.array([[1, 30, 4, 7]])

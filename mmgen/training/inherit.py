@@ -1,4 +1,4 @@
-"""Where the training of a generator begins: the weights of another one (task.start_from), whatever its condition."""
+"""What a generator inherits from another one where its training starts from it (task.start_from), whatever its condition."""
 
 import functools
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """How long the statistics of a whole evaluation take, and how much memory: FID, precision, recall and KID of 50,000 pictures.
 
-    python tools/bench/statistics.py --out tools/bench/results/statistics_cpu.json
+    python tools/bench/scoring.py --out tools/bench/results/scoring_cpu.json
 
 Features are random, of 2048 numbers: 50,000 of the samples, and of the reference a file of statistics with 10,000, as ADM's
 hold. Mean and covariance of the samples are counted, the network is not. `--samples` and `--rows` take fewer.

@@ -1,0 +1,164 @@
+"""Several processes that notice when one of them is gone: it died, or its machine hangs."""
+
+import os
+import select
+import socket
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+from mmgen_tokenizers.errors import UserError
+
+from mmgen.parallel.distributed import all_say, first_process
+
+BEAT = 5  # seconds between two signs of life
+PATIENCE = 30  # seconds without one after which a process counts as gone
+GRACE = 5  # seconds for a mistake that all processes notice by themselves, such as a loss that is not finite
+AGAIN = "start all processes again, and training continues from the last checkpoint"
+LOST, MISTAKE = 75, 2  # exit codes: EX_TEMPFAIL; as for any UserError
+
+
+class Peer:
+    """Another process, at the other end of a connection. Lines pass over it: empty ones are signs of life."""
+
+    def __init__(self, connection: socket.socket, name: str):
+        self.connection, self.name, self.heard, self._rest = connection, name, time.monotonic(), b""
+        self.left = False  # it said goodbye
+
+    def fileno(self) -> int:
+        return self.connection.fileno()
+
+    def say(self, line: str = "") -> None:
+        try:
+            self.connection.sendall(line.encode() + b"\n")
+        except OSError:
+            pass  # the reader of this connection notices
+
+    def lines(self) -> list[str] | None:
+        """What has come; None at the end of the connection."""
+        try:
+            data = self.connection.recv(4096)
+        except OSError:
+            data = b""
+        self.heard = time.monotonic()
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [line.decode() for line in lines] if data else None
+
+
+class Watch:
+    """Within `with Watch():` of every process, each ends with a word about it when another is gone. Without it those that are
+    left would wait in the next collective, for ever where a machine hangs.
+
+    All have a connection to the first process; that one tells the others. A process whose machine works and whose training
+    does not go on gives signs of life.
+    """
+
+    def __init__(self):
+        self._peers: list[Peer] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
+
+    def __enter__(self):
+        if jax.process_count() > 1:
+            self._peers = _connected()
+            if all_say(bool(self._peers)):
+                self._thread.start()
+            elif first_process():
+                print("processes cannot watch each other: one that hangs will not be noticed", file=sys.stderr)
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if not self._thread.is_alive():
+            return
+        if isinstance(error, Exception) and not isinstance(error, UserError):
+            self._thread.join(PATIENCE + 2 * BEAT)  # it may be that another is gone: then this process ends here
+        self._over.set()
+        self._thread.join()
+        farewell = "bye" if error is None or isinstance(error, SystemExit) else _last_words(error)
+        for peer in self._peers:
+            peer.say(farewell)
+            peer.connection.close()
+
+    def _run(self) -> None:
+        beat = 0.0
+        while not self._over.is_set() and self._peers:
+            if time.monotonic() > beat:
+                beat = time.monotonic() + BEAT
+                for peer in self._peers:
+                    peer.say()
+            ready = select.select(self._peers, [], [], 0.2)[0]
+            for peer in ready:
+                self._read(peer)
+            for peer in self._peers:
+                if time.monotonic() - peer.heard > PATIENCE:
+                    self._end(peer, LOST, f"{peer.name} has given no sign of life for {PATIENCE} s: it hangs, or is cut off")
+            self._peers = [peer for peer in self._peers if not peer.left]
+
+    def _read(self, peer: Peer) -> None:
+        lines = peer.lines()
+        if lines is None:
+            self._end(peer, LOST, f"{peer.name} is gone")
+        for line in lines or ():
+            word, _, rest = line.partition(" ")
+            if word == "bye":
+                peer.left = True
+            elif word == "gone":
+                code, _, reason = rest.partition(" ")
+                self._end(peer, int(code), reason)
+
+    def _end(self, by: Peer, code: int, reason: str) -> None:
+        for peer in self._peers:
+            if peer is not by:
+                peer.say(f"gone {code} {reason}")
+        if code == MISTAKE and self._over.wait(GRACE):
+            return
+        os.write(2, f"\nerror: {reason}; {AGAIN}\n".encode())
+        os._exit(code)
+
+
+def _own_name() -> str:
+    return f"process {jax.process_index()} ({socket.gethostname()}, process id {os.getpid()})"
+
+
+def _last_words(error: BaseException) -> str:
+    code = MISTAKE if isinstance(error, UserError) else LOST
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"gone {code} {_own_name()} ended: {reason}"
+
+
+def _connected() -> list[Peer]:
+    """This process's connections to those that it watches; none where that fails."""
+    from jax.experimental.multihost_utils import process_allgather
+
+    with socket.create_server(("", 0)) as server:
+        mine = [*socket.inet_aton(_own_address()), server.getsockname()[1]]
+        *address, port = process_allgather(np.array(mine, np.int32))[0].tolist()
+        try:
+            if first_process():
+                server.settimeout(PATIENCE)
+                return [_greeted(server.accept()[0]) for _ in range(jax.process_count() - 1)]
+            return [_greeted(socket.create_connection((socket.inet_ntoa(bytes(address)), port), PATIENCE))]
+        except OSError:
+            return []
+
+
+def _greeted(connection: socket.socket) -> Peer:
+    """Each side says who it is."""
+    connection.settimeout(PATIENCE)
+    connection.sendall(f"{_own_name()}\n".encode())
+    name = b""
+    while not name.endswith(b"\n"):
+        name += connection.recv(1) or b"?\n"
+    return Peer(connection, name.decode().strip())
+
+
+def _own_address() -> str:
+    """That others see this machine by; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # an address for documentation
+        except OSError:
+            return "127.0.0.1"
+        return probe.getsockname()[0]

@@ -1,0 +1,89 @@
+"""Two processes train, one of them is killed at some step: the other says so and ends, and nothing is lost."""
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.extend(str(Path(__file__).parent.parent / name) for name in ("parallel", "training"))
+
+import pytest
+from miniatures import generator
+
+import mmgen
+from mmgen.parallel import distributed
+from mmgen.training.metrics import read_metrics
+
+STEPS, ROUNDS = 20, int(os.environ.get("MMGEN_ROUNDS", "10"))
+
+
+def train(*place: str) -> None:
+    """In this folder, as one of several processes or as the only one."""
+    if place:
+        distributed.initialize(place[0], *map(int, place[1:]), timeout=60)
+    mmgen.train(generator(Path(), steps=STEPS, every_checkpoint=3), "run")
+
+
+def started(folder: Path, count: int) -> list[subprocess.Popen]:
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    places = [[address, str(count), str(index)] for index in range(count)] if count > 1 else [[]]
+    return [
+        subprocess.Popen([sys.executable, __file__, *place], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+        for place in places
+    ]
+
+
+def finished(processes: list[subprocess.Popen]) -> None:
+    for process in processes:
+        told = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, told[-3000:]
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {entry["step"]: entry["loss"] for entry in read_metrics(folder / "run") if "loss" in entry}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    generator(folder)  # its data
+    finished(started(folder, 2))
+    assert list(losses(folder)) == list(range(1, STEPS + 1))
+    return folder
+
+
+@pytest.mark.parametrize("round", range(ROUNDS))
+def test_nothing_is_lost_with_a_process_that_is_killed(undisturbed, tmp_path, round):
+    folder, victim, at = tmp_path / "two", round % 2, random.randrange(1, STEPS - 1)
+    shutil.copytree(undisturbed / "shards", folder / "shards")
+    processes = started(folder, 2)
+    deadline = time.monotonic() + 200
+    while max(losses(folder), default=0) < at and time.monotonic() < deadline:
+        assert processes[victim].poll() is None, processes[victim].communicate()[1][-3000:]
+        time.sleep(0.01)
+    processes[victim].send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    told = processes[1 - victim].communicate(timeout=60)[1]
+    code = processes[1 - victim].returncode
+    assert code == 75, (victim, at, code, told[-3000:])
+    assert f"error: process {victim} (" in told and "is gone; start all processes again" in told
+    print(f"process {victim} killed at step {at}: the other ended after {time.monotonic() - killed:.1f} s")
+
+    shutil.copytree(folder, tmp_path / "one")
+    finished(started(folder, 2))
+    assert losses(folder) == losses(undisturbed)
+    finished(started(tmp_path / "one", 1))
+    assert losses(tmp_path / "one") == pytest.approx(losses(undisturbed), rel=1e-5)
+
+
+if __name__ == "__main__":
+    train(*sys.argv[1:])

@@ -1,0 +1,106 @@
+"""tools/bench/decode.py and forwards.py: what they count. How fast it is, and how few forwards, is theirs to tell."""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import plans
+import pytest
+from mmgen_tokenizers.errors import UserError
+from mmgen_tokenizers.layout import TokenLayout
+
+from mmgen.decoding.autoregressive import decode_params
+from mmgen.generator import Generator
+from mmgen.model import transformer
+from mmgen.model.config import BlockConfig, ClassCondition, GeneratorConfig, Sampling
+from mmgen.pretrained import llamagen
+
+CONFIG = GeneratorConfig(
+    layout=TokenLayout(height=3, width=4, codebook_size=7),
+    condition=ClassCondition(3),
+    block=BlockConfig(width=16, heads=2, mlp=24),
+    depth=1,
+)
+N = 12
+
+
+@pytest.fixture(scope="module")
+def gen():
+    return Generator(CONFIG, plans.parameters(CONFIG), sampling=Sampling(guidance=2.0, temperature=0.7, top_p=0.9))
+
+
+def test_the_work_of_a_forward_is_that_of_the_published_sizes(script):
+    """research/decoding.md, section 4: GPT-XL reads 1.505 GB of weights and 184,320 bytes of cache a token and row."""
+    decode, c = script("decode"), llamagen.preset("GPT-XL", tokens=576)
+    params = jax.eval_shape(lambda: decode_params(c, transformer.init(c, jax.random.key(0)), jnp.bfloat16))
+    one, more = decode.work(c, params, 2, 1, 1), decode.work(c, params, 2, 64, 16)
+    logits = 8 * 16384 * (2 + 1)
+    assert one.size == pytest.approx(1.505e9 + 2 * 289 * 184_320 + logits, rel=1e-3)
+    assert one.operations == pytest.approx(2 * (2 * 752.4e6 + 4 * 36 * 1280 * 289), rel=1e-2)
+    assert more.operations == 64 * 16 * one.operations
+    assert more.size - one.size == 63 * 2 * 289 * 184_320 + (64 * 16 - 1) * logits
+    assert decode.Work(10, 10).seconds(decode.Work(5, 2)) == 5 and decode.Work(20, 2).seconds(decode.Work(5, 2)) == 4
+
+
+def test_decoders_and_the_peer_stand_in_one_table(script, gen):
+    decode, calls = script("decode"), []
+    options = decode.decoders(gen, gen, 2, ["auto", 3, 3])
+    auto = next(name for name in options if name.startswith("jacobi"))
+    drafted = auto.replace("jacobi", "speculative")
+    streamed = "autoregressive, streamed"
+    assert list(options) == ["autoregressive", streamed, auto, drafted, "jacobi 3", "speculative 3"]
+    chosen = {name: options[name] for name in ("autoregressive", streamed, "speculative 3")}
+    limits = decode.Work(1e9, 1e12)
+    rows = list(decode.measured(gen, chosen, {"theirs": lambda: calls.append(1)}, 2, 1, limits))
+    assert [row["decoder"] for row in rows] == [*chosen, "theirs"] and len(calls) == 2
+    assert [row.get("forwards") for row in rows] == [N, N, 1 + -(-(N - 1) // 3), None]  # a model is right about itself
+    plain = rows[0]
+    seconds = N * plain["milliseconds_per_forward"] / 1e3
+    least = N * decode.work(CONFIG, gen._decode_params, 4, 2, 1).seconds(limits)
+    assert plain["tokens_per_second"] == pytest.approx(2 * N / seconds, rel=0.01)
+    assert plain["share_of_roofline"] == pytest.approx(least / seconds, rel=0.05, abs=1e-4)
+
+
+def test_forwards_are_counted_once(script, gen, tmp_path, monkeypatch):
+    forwards, counted = script("forwards"), []
+    gen.save(tmp_path / "model")
+    arguments = [str(tmp_path / "model"), "--pictures", "4", "--batches", "2", "--windows", "3", "--repeats", "1"]
+    monkeypatch.setattr(forwards, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(forwards, "load", lambda *_: gen)
+    generate = gen.generate
+    monkeypatch.setattr(gen, "generate", lambda **asked: counted.append(asked) or generate(**asked))
+
+    def run(*more):
+        monkeypatch.setattr(sys, "argv", ["forwards.py", *arguments, *more, "--out", str(tmp_path / "f.json")])
+        forwards.main()
+        return json.loads((tmp_path / "f.json").read_text())
+
+    first = run("--temperatures")["figures"]
+    assert first == [first[0] | {"temperature": 0.7, "top_k": 0, "top_p": 0.9, "window": 3, "same_tokens": 1.0}]
+    expected = [
+        generate(labels=[0, 1], decoder="jacobi", window=3),
+        generate(labels=[2, 0], first_index=2, decoder="jacobi", window=3),
+    ]
+    assert first[0]["forwards"] == np.mean([out.forwards for out in expected])
+    assert first[0]["share"] == pytest.approx(first[0]["forwards"] / N, abs=1e-4)
+    before = len(counted)
+    found = run("--temperatures", "1.0")
+    assert found["figures"][0] == first[0] and len(found["figures"]) == 2
+    assert {asked["temperature"] for asked in counted[before:]} == {1.0}
+    assert str(tmp_path) not in found["command"].partition("--out")[0]
+    shown = (tmp_path / "f.html").read_text()
+    assert "temperature 0.7, no top-k, top-p 0.9" in shown and "Forwards over N by window, batch 2" in shown
+    with pytest.raises(UserError, match="another model or other options"):
+        run("--init", "left")
+
+
+def test_a_draft_that_is_wrong_shows_in_the_share_of_tokens(script, gen, monkeypatch):
+    """Tokens of another seed stand for those of a decoder with a mistake."""
+    forwards, generate = script("forwards"), gen.generate
+    mistaken = lambda **asked: generate(**{**asked, "seed": int(asked.get("decoder") == "jacobi")})  # noqa: E731
+    monkeypatch.setattr(gen, "generate", mistaken)
+    rows = forwards.Rows("labels", [0, 1], [])
+    (entry,) = forwards.measured(gen, rows, 2, {"temperature": 0.7, "top_k": 0, "top_p": 0.9}, {"decoder": "jacobi"}, [3], 1)
+    assert entry["same_tokens"] < 0.9
