@@ -65,7 +65,7 @@ def test_info_of_an_experiment_lists_the_fields_as_the_command_line_takes_them(t
     assert run("info", tmp_path / "e.py") == 0
     text = capsys.readouterr().out
     lines = [line.partition("   (")[0].split() for line in text.splitlines()]
-    assert "--data.source.kind Shapes   (Shapes, ImageFolder, TFDS, TokenShards)\n" in text
+    assert "--data.source.kind Shapes   (Shapes, ImageFolder, TFDS, TokenShards, NLVR)\n" in text
     assert "--data.crop center   (center, random)\n" in text
     for line in ("--data.source.kind Shapes", "--optimizer.clip none", "--data.flip false"):
         assert line.split() in lines

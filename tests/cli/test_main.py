@@ -74,7 +74,7 @@ def test_without_a_verb_the_verbs_are_shown(capsys):
         (["sample", ".", "--guidence", "3"], "Did you mean '--guidance'?"),
         (["sample", ".", "--temperature", "warm"], "argument --temperature: invalid float value: 'warm'"),
         (["sample"], "the following arguments are required: RUN"),
-        (["sample", "--prompt", "a", "."], "RUN: write it first, for --prompt and --label and --best-at take all"),
+        (["sample", "--prompt", "a", "."], "RUN: write it first, for --prompt, --label, --best-at take all words"),
         (["tokenize", ".", "--data", "shapes"], "the following arguments are required: --out (mmgen tokenize --help"),
         (["sample", ".", "--prompt", "a", "--label", "1"], "not allowed with argument"),
         (["tokenize", ".", "--out", "x"], "one of the arguments --data --llamagen-codes is required"),

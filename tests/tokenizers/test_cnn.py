@@ -10,7 +10,7 @@ from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.files import flatten
 from mmgen_tokenizers.networks import layers
 from mmgen_tokenizers.networks.cnn import CNN, AdaptiveNorm, Attention, Decoder, Down, Encoder, ResBlock, Up
-from mmgen_tokenizers.networks.layers import Conv, Draws, GroupNorm, depth_to_space, doubled, space_to_depth
+from mmgen_tokenizers.networks.layers import Conv, Draws, GroupNorm, depth_to_space, space_to_depth
 
 TINY = CNN(channels=8, multipliers=(1, 2), encoder_blocks=1, decoder_blocks=2, attention_levels=(1,), latent=6, groups=4)
 RNG = np.random.default_rng(0)
@@ -75,7 +75,8 @@ def test_space_to_depth_and_back():
 def test_doubling_is_a_convolution_of_the_repeated_pixels():
     x, conv = picture(2, 4, 3, 5), Conv(5, 6, 3, Draws(jnp.asarray(picture(5 * 6 * 9 + 6))))
     direct = conv(jnp.asarray(x.repeat(2, 1).repeat(2, 2)))
-    np.testing.assert_allclose(doubled(jnp.asarray(x), conv), direct, atol=1e-6)
+    conv.doubles = True
+    np.testing.assert_allclose(conv(jnp.asarray(x)), direct, atol=1e-6)
 
 
 @pytest.mark.parametrize("down, top", [("asymmetric", 0), ("symmetric", 1)])

@@ -119,7 +119,7 @@ def test_a_start_that_does_not_fit_is_refused(single, change, words):
 
 def test_a_start_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(UserError, match="task.start_from"):
-        TokenizerTraining(experiment(start_from=str(tmp_path / "none"))).start()
+        TokenizerTraining(experiment(start_from=str(tmp_path / "none"))).inherited()
 
 
 def test_phi_learns_and_does_not_decay(started):

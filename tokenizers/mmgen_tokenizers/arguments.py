@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         greedy = [action.option_strings[0] for action in self._actions if action.option_strings and action.nargs == "+"]
         missing = message.partition("arguments are required: ")[2]
         if greedy and missing and not missing.startswith("-"):  # a word that has no option: one with many values may have it
-            message += f": write it first, for {' and '.join(greedy)} take all words that follow"
+            message += f": write it first, for {', '.join(greedy)} take all words that follow"
         raise UserError(f"{message} ({self.prog} --help shows how)")
 
 

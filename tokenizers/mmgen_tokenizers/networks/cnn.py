@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ..errors import UserError
-from .layers import SAME, Conv, Draws, GroupNorm, depth_to_space, doubled, space_to_depth
+from .layers import SAME, Conv, Draws, GroupNorm, depth_to_space, space_to_depth
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,10 @@ class Down(nnx.Module):
 class Up(nnx.Module):
     def __init__(self, c: CNN, channels: int, draws: Draws):
         self.nearest = c.up == "nearest"
-        self.conv = Conv(channels, channels if self.nearest else 4 * channels, 3, draws)
+        self.conv = Conv(channels, channels if self.nearest else 4 * channels, 3, draws, doubles=self.nearest)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B 2H 2W C"]:
-        return doubled(x, self.conv) if self.nearest else depth_to_space(self.conv(x), 2)
+        return self.conv(x) if self.nearest else depth_to_space(self.conv(x), 2)
 
 
 class AdaptiveNorm(nnx.Module):

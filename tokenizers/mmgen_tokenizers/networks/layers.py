@@ -59,23 +59,38 @@ def convolve(x: Float[Array, "B H W I"], kernel: Float[Array, "h w I O"], paddin
 
 class Conv(nnx.Module):
     """Convolution `size` x `size`; kernel [size, size, I, O], or [I, O] for size 1, which is a matrix product.
+    `doubles`: of the picture with each pixel as four.
 
     Starts uniform in +-1/sqrt(fan in), weight and bias, as PyTorch's layers do.
     """
 
-    def __init__(self, inputs: int, outputs: int, size: int, draws: Draws, *, bias: bool = True, stride: int = 1, padding=SAME):
-        self.size, self.stride, self.padding = size, stride, padding
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        draws: Draws,
+        *,
+        bias: bool = True,
+        stride: int = 1,
+        padding=SAME,
+        doubles: bool = False,
+    ):
+        self.size, self.stride, self.padding, self.doubles = size, stride, padding, doubles
         shape = (inputs, outputs) if size == 1 else (size, size, inputs, outputs)
         bound = (size * size * inputs) ** -0.5
         self.kernel = nnx.Param(draws.uniform(shape, bound))
         self.bias = nnx.Param(draws.uniform((outputs,), bound)) if bias else None
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
-        kernel = self.kernel[...].astype(x.dtype)
-        return self.with_bias(x @ kernel if self.size == 1 else convolve(x, kernel, self.padding, self.stride))
-
-    def with_bias(self, y: Float[Array, "B h w O"]) -> Float[Array, "B h w O"]:
-        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+        kernel = self.kernel[...]
+        if self.doubles:
+            y = convolve_doubled(x, kernel)
+        elif self.size == 1:
+            y = x @ kernel.astype(x.dtype)
+        else:
+            y = convolve(x, kernel.astype(x.dtype), self.padding, self.stride)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class GroupNorm(nnx.Module):
@@ -124,11 +139,11 @@ def depth_to_space(x: Float[Array, "B h w D"], factor: int) -> Float[Array, "B H
 FOLDED = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)
 
 
-def doubled(x: Float[Array, "B H W I"], conv: Conv) -> Float[Array, "B 2H 2W O"]:
-    """The picture with each pixel as four, then a 3 x 3 convolution: as four convolutions 2 x 2 of the small picture, one for
-    each of the four. 16 products for 36, and no large picture of equal pixels."""
+def convolve_doubled(x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"]) -> Float[Array, "B 2H 2W O"]:
+    """A 3 x 3 convolution of the picture with each pixel as four: as four convolutions 2 x 2 of the small picture, one for each
+    of the four. 16 products for 36, and no large picture of equal pixels."""
     B, H, W, _ = x.shape
-    kernels = jnp.einsum("dri,esj,ijco->dersco", FOLDED, FOLDED, conv.kernel[...]).astype(x.dtype)
+    kernels = jnp.einsum("dri,esj,ijco->dersco", FOLDED, FOLDED, kernel).astype(x.dtype)
     sides = ((1, 0), (0, 1))
     y = jnp.stack([jnp.stack([convolve(x, kernels[d, e], (sides[d], sides[e])) for e in (0, 1)], 3) for d in (0, 1)], 2)
-    return conv.with_bias(y.reshape(B, 2 * H, 2 * W, -1))
+    return y.reshape(B, 2 * H, 2 * W, -1)
