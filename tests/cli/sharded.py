@@ -1,22 +1,24 @@
 """Evaluates a generator on all devices of one process, or of several: `sharded.py FOLDER OUT ADDRESS COUNT INDEX`.
 
-FOLDER has model/, real.npz and pictures/; OUT/figures.json tells what the first process found. A product with the pixels stands
-for InceptionV3, so that little is compiled.
+FOLDER has model/, real.npz and pictures/; OUT/figures.json tells what the first process found, and how many devices it drew on.
+A product with the pixels stands for InceptionV3 and random ids for those that the model would draw: little is compiled.
 """
 
 import json
 import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
-import pytest
-from mmgen_tokenizers.evaluation import inception
+from mmgen_tokenizers.evaluation import inception, scoring
 
 from mmgen.evaluation import generated, likelihood
+from mmgen.generator import Output
 from mmgen.parallel import distributed
 
-NUM, SIZE = 10, 8
+NUM, SIZE, CODES = 10, 4, 5
+USED = set()  # devices
 
 
 def weights(file) -> dict:
@@ -28,16 +30,26 @@ def features(params: dict, pictures) -> inception.Features:
     return inception.Features(found[:, :5], found[:, 5:8], jax.nn.softmax(found[:, 8:]))
 
 
+def generate(self, labels, seed: int, first_index: int, **sampling) -> Output:
+    """Ids that depend on what those of a model depend on, decoded on the device that it is told to use."""
+    USED.add(jax.numpy.zeros(1).device)
+    each = [np.random.default_rng((seed, first_index + i, label)) for i, label in enumerate(labels)]
+    tokens = np.stack([rng.integers(0, CODES, SIZE * SIZE) for rng in each])
+    return Output(tokens, self.tokenizer.decode(tokens), 0)
+
+
 def evaluate(folder: Path, out: Path, index: int = 0) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inception, "load", weights)
-        patch.setattr(inception, "features", features)
-        patch.setattr(generated, "PIECE", 2)  # so that everyone has something to do, and not as much
-        patch.setattr(likelihood, "ROWS", 1)
+    with (
+        mock.patch.multiple(inception, load=weights, features=features),
+        mock.patch.object(generated.Generator, "generate", generate),
+        mock.patch.object(scoring, "ROWS", {"cpu": 2}),  # so that everyone has something to do, and not as much
+        mock.patch.object(generated, "PIECE", 2),
+        mock.patch.object(likelihood, "ROWS", 1),
+    ):
         drawn = generated.evaluate(folder / "model", folder / "real.npz", "network", out, num=NUM, statistics=out / "real.npz")
         likely = likelihood.evaluate(folder / "model", str(folder / "pictures"), out / "likelihood")
     if index == 0:
-        (out / "figures.json").write_text(json.dumps(drawn["figures"] | likely["figures"]))
+        (out / "figures.json").write_text(json.dumps({"figures": drawn["figures"] | likely["figures"], "devices": len(USED)}))
 
 
 if __name__ == "__main__":

@@ -2,28 +2,39 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import mmgen_tokenizers as mt
 import numpy as np
 import pytest
 from mmgen_tokenizers.pictures import write_png
+
+from mmgen.generator import Generator
+from mmgen.model import transformer
+from mmgen.model.config import BlockConfig, ClassCondition, GeneratorConfig
 
 sys.path.insert(0, str(Path(__file__).parent))  # for sharded.py, which subprocesses run too
 
 import sharded
 
+PALETTE, LABELS = ((0, 0, 0), (90, 0, 0), (0, 120, 60), (180, 180, 0), (240, 240, 240)), ("cat", "dog", "eel")
+
 
 @pytest.fixture(scope="module")
-def folder(class_folder, tmp_path_factory):
-    folder, rng = tmp_path_factory.mktemp("sharded"), np.random.default_rng(0)
-    shutil.copytree(class_folder, folder / "model")
-    np.savez(folder / "real.npz", arr_0=rng.integers(0, 256, (9, sharded.SIZE, sharded.SIZE, 3), np.uint8))
+def folder(tmp_path_factory):
+    folder, rng, size = tmp_path_factory.mktemp("sharded"), np.random.default_rng(0), sharded.SIZE
+    tokenizer, block = mt.Tokenizer(mt.Pixels(PALETTE, size), {}), BlockConfig(width=8, heads=1, mlp=8)
+    config = GeneratorConfig(layout=tokenizer.layout, condition=ClassCondition(len(LABELS)), block=block, depth=1)
+    shapes = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
+    params = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), shapes)
+    Generator(config, params, tokenizer, labels=LABELS).save(folder / "model")
+    np.savez(folder / "real.npz", arr_0=rng.integers(0, 256, (sharded.NUM, size, size, 3), np.uint8))
     for i in range(7):
-        write_png(folder / "pictures" / ("cat", "dog", "eel")[i % 3] / f"{i}.png", rng.integers(0, 256, (9, 8, 3), np.uint8))
+        write_png(folder / "pictures" / LABELS[i % 3] / f"{i}.png", rng.integers(0, 256, (size + 1, size, 3), np.uint8))
     return folder
 
 
@@ -49,7 +60,9 @@ def together(folder: Path, out: Path) -> None:
 def test_the_same_figures_and_pictures(folder):
     sharded.evaluate(folder, folder / "one")
     together(folder, folder / "four")
-    one, four = (json.loads((folder / name / "figures.json").read_text()) for name in ("one", "four"))
+    told = [json.loads((folder / name / "figures.json").read_text()) for name in ("one", "four")]
+    assert [found["devices"] for found in told] == [1, 2]
+    one, four = (found["figures"] for found in told)
     assert {"fid", "sfid", "inception_score", "precision", "recall", "kid", "bits_per_picture"} <= set(one) == set(four)
     for name, figure in one.items():
         assert four[name]["value"] == pytest.approx(figure["value"], rel=1e-6), name
