@@ -50,6 +50,16 @@ class Moments:
         scatter = self.scatter + other.scatter + np.outer(apart, apart * (self.count * other.count / count))
         return Moments(count, self.mean + apart * (other.count / count), scatter)
 
+    @classmethod
+    def of_rows(cls, rows: Float[np.ndarray, "F+2 F"]) -> "Moments":
+        """The inverse of `rows`."""
+        return cls(int(rows[-1, 0]), rows[-2], rows[:-2])
+
+    @property
+    def rows(self) -> Float[np.ndarray, "F+2 F"]:
+        """As one array, for other processes: scatter, mean, count."""
+        return np.vstack([self.scatter, self.mean, np.full(len(self.mean), self.count)])
+
     @property
     def gaussian(self) -> Gaussian:
         """NaN of fewer than two rows."""
