@@ -87,6 +87,11 @@ def test_of_grey_pictures_a_dimension_is_a_pixel(model, tmp_path):
     assert found["replaced"] == 1 and found["pictures"] == 4
 
 
+def test_copies_share_the_program(model):
+    generator = mmgen.load(model)
+    assert generator.copied(generator.params)._likelihood is generator._likelihood
+
+
 def test_probabilities_of_all_pictures_sum_to_one():
     """Of 5^4 sequences, with an order that predicts several sites at once."""
     neighbor = plans.config("neighbor")
