@@ -43,10 +43,9 @@ def draw_best(
     generator: Generator, name: str, values: Sequence[Any], texts: Sequence[str], best: BestOf, first_index: int = 0, **settings
 ) -> Best:
     """Draws `best.count` candidates for each of `values`, which are `generate`'s argument `name` (labels, prompts); `texts` are
-    what the scorer reads. Candidate j of value i has sample index (first_index + i) count + j. Raises UserError where the
-    model's order or tokens show no partial pictures."""
+    what the scorer reads. Candidate j of value i has sample index (first_index + i) alive + j, `alive` those of a value in
+    its round: whatever else is drawn with it. Raises UserError where the model's order or tokens show no partial pictures."""
     scorer, given, alive, forwards = load_scorer(best.scorer), {}, best.count, 0
-    first = {"first_index": first_index * best.count}
 
     def each(items: Sequence[Any]) -> list:
         return [item for item in items for _ in range(alive)]
@@ -55,11 +54,11 @@ def draw_best(
         return scores_of(scorer, pictures, each(texts), best.scorer).reshape(len(values), alive)
 
     for time in best.at:
-        seen = next(generator.stream(**{name: each(values)}, every=time, **first, **given, **settings))
+        seen = next(generator.stream(**{name: each(values)}, every=time, first_index=first_index * alive, **given, **settings))
         pictures = to_uint8(generator.tokenizer.decode(_filled(generator, seen.tokens, seen.done), generator.config.layout))
         rows, alive = _better(scored(pictures)), -(-alive // 2)
         given, forwards = {"known": seen.tokens[rows], "known_mask": seen.done[rows]}, forwards + time
-    made = generator.generate(**{name: each(values)}, **first, **given, **settings)
+    made = generator.generate(**{name: each(values)}, first_index=first_index * alive, **given, **settings)
     pictures = to_uint8(made.images)
     scores = scored(pictures)
     rows = scores.argmax(1) + alive * np.arange(len(values))

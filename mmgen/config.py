@@ -62,7 +62,7 @@ class TokenShards:
 @dataclass(frozen=True)
 class NLVR:
     """Boxes of NLVR's pictures (Suhr et al. 2017) with captions of what they hold: a folder whose metadata.jsonl tells each
-    picture's "boxes" of objects. "test" has the pictures whose split has that name, "train" all others."""
+    picture's "boxes" of objects (see data/nlvr.py). "test" has the pictures whose split has that name, "train" all others."""
 
     folder: str
     split: Literal["train", "test"] = "train"

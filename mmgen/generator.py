@@ -9,10 +9,11 @@ import copy
 import dataclasses
 import functools
 import shutil
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -100,8 +101,9 @@ class Generator:
         self.sampling, self.labels, self.weights = sampling, tuple(labels) if labels else None, weights
         self.dtype = compute_dtype(dtype)
         self._decoder = (MaskedRounds if isinstance(config.plan, Masked) else Autoregressive)(config, self.dtype)
-        self._decoders: dict = {}
+        self._decoders: dict = {}  # these are shared by copies, which may be used from several threads
         self._programs: dict = {}
+        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         count = sum(np.size(p) for p in jax.tree.leaves(self.params)) / 1e6
@@ -145,21 +147,24 @@ class Generator:
         if isinstance(self.config.plan, Masked):
             raise UserError("a masked model predicts tokens in no order, so it gives no likelihood: take one of another plan")
         batch = self._forced(tokens, (labels, prompts, features, features_mask))
-        rows, (mesh, params, run) = len(tokens), self._likelihood
+        rows, (mesh, params), run = len(tokens), self._shared_params, self._likelihood
         fill = np.minimum(np.arange(-(-rows // parts_of(mesh)) * parts_of(mesh)), rows - 1)
         return np.asarray(run(params, feed(mesh, {name: value[fill] for name, value in batch.items()})))[:rows]
 
     @functools.cached_property
-    def _likelihood(self) -> tuple:
-        """The mesh of all devices of this process (None: one), the parameters on it, and the program."""
+    def _shared_params(self) -> tuple:
+        """The mesh of all devices of this process (None: one), and the parameters on it."""
         devices = tuple(jax.local_devices())
         mesh = make_mesh((len(devices), 1, 1, 1), devices) if len(devices) > 1 else None
+        return mesh, on_all(mesh, self.params)
 
+    @property
+    def _likelihood(self) -> Callable:
         def run(params, batch):
             with self._precision:
                 return transformer.log_likelihood(self.config, params, batch, self.dtype)
 
-        return mesh, on_all(mesh, self.params), under(mesh, jax.jit(run))
+        return self._once(self._programs, "likelihood", lambda: under(self._shared_params[0], jax.jit(run)))
 
     def _forced(self, tokens, condition: tuple, more: int = 0) -> dict[str, np.ndarray]:
         """The batch of teacher forcing, checked. `more`: ids beyond the codes."""
@@ -178,9 +183,16 @@ class Generator:
         """One with the same compiled programs that keeps arrays on a device of its own, or has other parameters."""
         other = copy.copy(self)
         other.params = self.params if params is None else params
-        for name in ("_device_params", "_decode_params", "_likelihood"):  # made from the parameters when first used
+        for name in ("_device_params", "_decode_params", "_shared_params"):  # made from the parameters when first used
             other.__dict__.pop(name, None)
         return other
+
+    def _once(self, held: dict, name: Any, make: Callable) -> Any:
+        """What `make` gives: made once for all copies, whichever thread asks first."""
+        with self._lock:
+            if name not in held:
+                held[name] = make()
+            return held[name]
 
     @functools.cached_property
     def _device_params(self) -> dict:
@@ -376,33 +388,29 @@ class Generator:
         return {name: np.concatenate([value, null.get(name, value)]) for name, value in batch.items()}
 
     def _program(self, machine: Autoregressive | MaskedRounds, which: Filter):
-        if (machine, which) not in self._programs:
+        def run(*given):
+            with self._precision:
+                return machine.decode(*_requests(which, *given))
 
-            def run(*given):
-                with self._precision:
-                    return machine.decode(*_requests(which, *given))
-
-            self._programs[machine, which] = jax.jit(run)
-        return self._programs[machine, which]
+        return self._once(self._programs, (machine, which), lambda: jax.jit(run))
 
     def _stream_programs(self, machine: Autoregressive, which: Filter) -> tuple:
         """What begins, what makes room for the next stage, and what goes on for some forwards and shows the tokens."""
-        if (machine, which, "stream") not in self._programs:
 
-            def opened(*given):
-                with self._precision:
-                    return machine.opened(_requests(which, *given))
+        def opened(*given):
+            with self._precision:
+                return machine.opened(_requests(which, *given))
 
-            def continued(stage, carry, steps, *given):
-                with self._precision:
-                    carry = machine.continued(_requests(which, *given), carry, steps, stage)
-                return carry, machine.seen(carry)
+        def continued(stage, carry, steps, *given):
+            with self._precision:
+                carry = machine.continued(_requests(which, *given), carry, steps, stage)
+            return carry, machine.seen(carry)
 
+        def made() -> tuple:
             grown = jax.jit(lambda carry, stage: machine.grown(carry, stage), static_argnums=1)
-            self._programs[machine, which, "stream"] = (
-                jax.jit(opened), grown, jax.jit(continued, static_argnums=0, donate_argnums=1)
-            )  # fmt: skip
-        return self._programs[machine, which, "stream"]
+            return jax.jit(opened), grown, jax.jit(continued, static_argnums=0, donate_argnums=1)
+
+        return self._once(self._programs, (machine, which, "stream"), made)
 
     def _machine(self, choice: Choice, rows: int, which: Filter) -> Autoregressive | MaskedRounds:
         """The decoder of a choice: one object, so that its program is compiled once."""
@@ -414,9 +422,7 @@ class Generator:
             window = auto_window(self.config, self._decode_params, rows, self.dtype.itemsize)
         draft = () if choice.draft is None else (choice.draft.config, choice.draft.dtype)
         kind, sizes = Speculative if draft else Jacobi, (*draft, int(window), choice.coupling or "gumbel")
-        if sizes not in self._decoders:
-            self._decoders[sizes] = kind(self.config, self.dtype, *sizes)
-        return self._decoders[sizes]
+        return self._once(self._decoders, sizes, lambda: kind(self.config, self.dtype, *sizes))
 
     @functools.cached_property
     def _decode_params(self) -> dict:

@@ -67,6 +67,16 @@ def test_the_better_half_goes_on(generator):
     assert made.forwards == 6 + 12 + generator.generate(labels=[1]).forwards
 
 
+def test_a_value_is_drawn_alike_alone_and_among_others(generator):
+    """Also in the rounds on the way, where fewer candidates of each are left."""
+    best, texts = BestOf(4, "judges:brightness", (6, 12)), ["a", "b", "c"]
+    whole = draw_best(generator, "labels", [2, 0, 1], texts, best, first_index=1, seed=1)
+    assert [seen for _, seen in SEEN] == [["a"] * n + ["b"] * n + ["c"] * n for n in (4, 2, 1)]
+    alone = [draw_best(generator, "labels", [k], texts[i : i + 1], best, 1 + i, seed=1) for i, k in enumerate((2, 0, 1))]
+    np.testing.assert_array_equal(whole.tokens, np.concatenate([one.tokens for one in alone]))
+    np.testing.assert_allclose(whole.scores, np.concatenate([one.scores for one in alone]))
+
+
 def test_pieces_of_a_job_draw_the_same(generator, tmp_path, monkeypatch, capsys):
     generator.save(tmp_path / "model")
     job = dict(labels=["0", "1", "2"], best=BestOf(2, "judges:brightness"), seed=3)

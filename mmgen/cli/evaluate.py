@@ -12,8 +12,12 @@ TIFA, drawn onto a sheet for each category and scored by --scorer, a Python func
 that gives B numbers.
 
 With --likelihood, the model says how probable pictures are that it has not seen: bits a dimension where its tokens are the
-pixels (mmgen-tokenizers pixels), else bits a picture. SPEC is as in `mmgen tokenize`: shapes:test, tfds:NAME:SPLIT, a folder
-of pictures or of token shards.
+pixels (mmgen-tokenizers pixels; of grey pictures bits a pixel), else bits a picture. SPEC is as in `mmgen tokenize`:
+shapes:test, tfds:NAME:SPLIT, a folder of pictures or of token shards.
+
+With --checkpoint, its weights are exported to RUN/evaluation/NAME/CHECKPOINT/model first and stay there, a whole model for
+each that is evaluated, until you delete it. "best" and "last" are exported anew each time: where they have become others,
+their pictures need another --out.
 
 example:
   mmgen evaluate models/gpt_b --protocol llamagen_c2i_256 --inception pt_inception.pth \
@@ -35,8 +39,8 @@ from mmgen_tokenizers.errors import UserError
 from mmgen.cli.parsing import Parser, existing
 from mmgen.cli.sample import SETTINGS, add_settings
 
-DRAWING = ("protocol", "num", "dtype", "checkpoint", *SETTINGS)
-SCENES = ("shapes", "nlvr")
+DRAWING = ("protocol", "num", "dtype", "checkpoint", "seed", *SETTINGS)
+SCENES = ("shapes", "nlvr")  # faithfulness.SCENES, which takes JAX to import
 SCORING = ("reference", "inception", "protocol", "size", "crop", "save_statistics")
 
 
@@ -59,10 +63,11 @@ def parser() -> Parser:
     p.add_argument("--save-statistics", metavar="FILE.npz", help="write those of the reference, to name them next time")
     p.add_argument("--checkpoint", metavar="best|last|STEP", help="of a run, instead of its newest weights")
     p.add_argument("--out", metavar="DIR|FILE.json", help="RUN/evaluation/PROTOCOL, or evaluation.json for --samples")
-    p.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, where several processes draw together")
+    p.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, where several processes share the work")
     p.add_argument("--processes", type=int, metavar="N", help="how many they are")
     p.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
     add_settings(p)
+    p.set_defaults(seed=None)  # so that one which is given is seen
     return p
 
 
@@ -79,7 +84,7 @@ def main(arguments: Sequence[str]) -> None:
 def _mode(args: argparse.Namespace) -> Callable[[argparse.Namespace], None]:
     """What is asked for. Raises UserError for options that do not belong to it."""
     if args.likelihood:
-        _refuse(args, ("samples", "suite", "scorer", *SCORING, *SETTINGS), "--likelihood")
+        _refuse(args, ("samples", "suite", "scorer", "seed", *SCORING, *SETTINGS), "--likelihood")
         return _likelihood
     _refuse(args, ("data_dir",), "anything but --likelihood")
     if args.suite:
@@ -101,87 +106,86 @@ def _refuse(args: argparse.Namespace, names: Sequence[str], mode: str) -> None:
 
 
 def _score(args: argparse.Namespace) -> None:
-    from mmgen_tokenizers.cache import use_compilation_cache
-    from mmgen_tokenizers.evaluation.results import explain, score
+    from mmgen_tokenizers.evaluation.results import score
     from mmgen_tokenizers.files import write_json
 
-    use_compilation_cache()
-    size = (args.size, args.size) if args.size else None
-    crop = args.crop or "adm"
-    found = score(args.samples, args.reference, args.inception, size, crop, args.save_statistics)
-    out = args.out or "evaluation.json"
-    write_json(out, found)
-    print(f"{found['samples']['pictures']} pictures of {args.samples}\n{explain(found)}\nwrote {out}")
+    from mmgen.parallel.distributed import first_process
+
+    _join(args)
+    size, out = (args.size, args.size) if args.size else None, args.out or "evaluation.json"
+    found = score(args.samples, args.reference, args.inception, size, args.crop or "adm", args.save_statistics)
+    if first_process():
+        write_json(out, found)
+        _tell(found, f"{found['samples']['pictures']} pictures of {args.samples}", out)
 
 
 def _draw(args: argparse.Namespace) -> None:
-    from mmgen_tokenizers.cache import use_compilation_cache
-    from mmgen_tokenizers.evaluation.results import explain
-
     from mmgen.evaluation.generated import evaluate
-    from mmgen.parallel import distributed
 
-    run, out = _place(args, args.protocol or "own")
-    distributed.initialize(args.coordinator, args.processes, args.process)
-    use_compilation_cache()
-    how = {"seed": args.seed, "dtype": args.dtype, "statistics": args.save_statistics} | _settings(args)
+    run, out = _begin(args, args.protocol or "own")
+    how = _how(args) | {"statistics": args.save_statistics}
     found = evaluate(run, args.reference, args.inception, out, args.protocol, args.num, **how)
     if found is not None:
-        print(f"{found['samples']['pictures']} pictures of {args.run}\n{explain(found)}\nwrote {out / 'evaluation.json'}")
+        _tell(found, f"{found['samples']['pictures']} pictures of {args.run}", out / "evaluation.json")
 
 
 def _suite(args: argparse.Namespace) -> None:
-    from mmgen_tokenizers.cache import use_compilation_cache
-    from mmgen_tokenizers.evaluation.results import explain
-
     from mmgen.evaluation import faithfulness, suites
-    from mmgen.parallel import distributed
 
-    run, out = _place(args, Path(args.suite[0]).stem)
-    distributed.initialize(args.coordinator, args.processes, args.process)
-    use_compilation_cache()
-    how = {"seed": args.seed, "dtype": args.dtype} | _settings(args)
+    run, out = _begin(args, Path(args.suite[0]).stem)
     if args.suite[0] in SCENES:
         _refuse(args, ("scorer",), f"--suite {args.suite[0]}, which a program reads")
-        found = faithfulness.evaluate(run, out, args.num, scenes=args.suite[0], **how)
+        found = faithfulness.evaluate(run, out, args.num, scenes=args.suite[0], **_how(args))
     else:
-        found = suites.evaluate(run, args.suite, out, args.num, args.scorer, **how)
+        found = suites.evaluate(run, args.suite, out, args.num, args.scorer, **_how(args))
     if found is not None:
-        print("\n".join(filter(None, [explain(found), f"wrote {out / 'evaluation.json'} and {out / 'report.html'}"])))
+        _tell(found, "", f"{out / 'evaluation.json'} and {out / 'report.html'}")
 
 
 def _likelihood(args: argparse.Namespace) -> None:
-    from mmgen_tokenizers.cache import use_compilation_cache
-    from mmgen_tokenizers.evaluation.results import explain
-
     from mmgen.evaluation.likelihood import evaluate
-    from mmgen.parallel import distributed
 
-    run, out = _place(args, "likelihood")
-    distributed.initialize(args.coordinator, args.processes, args.process)
-    use_compilation_cache()
+    run, out = _begin(args, "likelihood")
     found = evaluate(run, args.likelihood, out, args.num, args.data_dir, args.dtype)
     if found is not None:
-        print(f"{found['pictures']} pictures of {args.likelihood}\n{explain(found)}\nwrote {out / 'evaluation.json'}")
+        _tell(found, f"{found['pictures']} pictures of {args.likelihood}", out / "evaluation.json")
 
 
-def _place(args: argparse.Namespace, name: str) -> tuple[Path, Path]:
-    """The folder of the model, and where its evaluation goes. A checkpoint is exported beside the latter first."""
+def _tell(found: dict[str, Any], what: str, written: str | Path) -> None:
+    from mmgen_tokenizers.evaluation.results import explain
+
+    print("\n".join(filter(None, [what, explain(found), f"wrote {written}"])))
+
+
+def _join(args: argparse.Namespace) -> None:
+    from mmgen_tokenizers.cache import use_compilation_cache
+
+    from mmgen.parallel import distributed
+
+    distributed.initialize(args.coordinator, args.processes, args.process)
+    use_compilation_cache()
+
+
+def _begin(args: argparse.Namespace, name: str) -> tuple[Path, Path]:
+    """The folder of the model, and where its evaluation goes; all processes have met. A checkpoint is exported beside the
+    latter first."""
+    from mmgen.folders import export
+    from mmgen.parallel.distributed import detected
+
+    if args.checkpoint and (args.coordinator or detected()):
+        raise UserError("--checkpoint is exported by one process: do so first (mmgen export), and evaluate what it wrote")
+    _join(args)
     out = Path(args.out or Path(args.run) / "evaluation" / name / (args.checkpoint or ""))
     if args.checkpoint is None:
         return Path(args.run), out
-    if args.coordinator:
-        raise UserError("--checkpoint is exported by one process: do so first (mmgen export), and evaluate what it wrote")
-
-    from mmgen.folders import export
-
     if not (out / "model" / "config.json").is_file() or not args.checkpoint.isdigit():  # the best one may be another by now
         export(args.run, out / "model", checkpoint=args.checkpoint)
     return out / "model", out
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Of sampling, where they are given."""
+def _how(args: argparse.Namespace) -> dict[str, Any]:
+    """What says how tokens are drawn, where it is given."""
     from mmgen.samples import schedule
 
-    return {name: getattr(args, name) for name in SETTINGS} | {"guidance_schedule": schedule(args.guidance_schedule)}
+    given = {name: getattr(args, name) for name in SETTINGS} | {"guidance_schedule": schedule(args.guidance_schedule)}
+    return {"seed": args.seed or 0, "dtype": args.dtype} | given

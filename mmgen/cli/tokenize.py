@@ -2,7 +2,7 @@
 
 SPEC of --data is one of
   shapes[:test]              the embedded scenes
-  nlvr:FOLDER[:test]         boxes of NLVR's pictures, with captions of what they hold
+  nlvr:FOLDER[:test]         boxes of NLVR's pictures, told in its metadata.jsonl, with captions of what they hold
   tfds:NAME[:SPLIT]          a TFDS data set that was prepared as array_record (see --data-dir)
   FOLDER                     pictures: metadata.jsonl with file_name and text, one folder a class, or pictures alone
 

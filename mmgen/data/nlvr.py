@@ -2,6 +2,12 @@
 
 Captions count what a box holds, "two blue triangles, one yellow circle", or say how two things stand: "one black square above
 one yellow circle".
+
+As data a folder is read that has a metadata.jsonl like an imagefolder, with the objects of the three boxes of each picture of
+100 x 400 pixels. (The release, lil-lab/nlvr, says the same in other words, as "structured_rep" in a .json of each split.)
+
+{"file_name": "dev-0-0.png", "split": "dev",
+ "boxes": [[{"shape": "circle", "color": "blue", "size": "medium", "x": 40, "y": 10}, ...], [...], [...]]}
 """
 
 import functools
@@ -240,12 +246,20 @@ def box_of(picture: UInt8[np.ndarray, "H W 3"], start: int) -> UInt8[np.ndarray,
 
 
 def objects_of(row: dict[str, Any]) -> list[tuple[Object, ...]]:
-    """The objects of each box, of a row of metadata.jsonl with "boxes". Raises UserError where there are none."""
+    """The objects of each box, of a row of metadata.jsonl with "boxes". Raises UserError where it has another form."""
     try:
-        return [tuple(map(_object, box)) for box in row["boxes"]]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"metadata.jsonl has no NLVR boxes in the row of {row.get('file_name')} ({error})") from None
+        boxes = [tuple(map(_object, box)) for box in row["boxes"]]
+        if len(boxes) != len(STARTS):
+            raise ValueError(f"{len(boxes)} boxes, not {len(STARTS)}")
+    except (KeyError, TypeError, ValueError) as error:
+        about = f"metadata.jsonl has no NLVR boxes in the row of {row.get('file_name')} ({type(error).__name__}: {error})"
+        raise UserError(f'{about}: mmgen/data/nlvr.py shows how "boxes" are written') from None
+    return boxes
 
 
 def _object(told: dict[str, Any]) -> Object:
-    return Object(Thing(told["color"], told["shape"]), told["size"], int(told["x"]), int(told["y"]))
+    """Raises KeyError, TypeError or ValueError for what is none."""
+    found = Object(Thing(told["color"], told["shape"]), told["size"], int(told["x"]), int(told["y"]))
+    if found.thing.colour not in COLOURS or found.thing.shape not in SHAPES or found.size not in SIZES:
+        raise ValueError(f"no {found.size} {found.thing}")
+    return found

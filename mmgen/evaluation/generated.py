@@ -145,7 +145,9 @@ def on_all_devices(generator: Generator, piece: Callable[[Generator, int], int],
         return
     idle: queue.Queue = queue.Queue()
     for device in devices:
-        idle.put((device, generator.copied()))
+        own = generator.copied()
+        own.tokenizer = generator.tokenizer and generator.tokenizer.on(device)
+        idle.put((device, own))
 
     def run(first: int) -> int:
         device, own = idle.get()

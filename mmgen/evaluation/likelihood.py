@@ -1,6 +1,7 @@
 """How likely pictures are to a model that can say so exactly: bits a picture, and where tokens are the pixels themselves bits a
 dimension, the number by which density models of pictures are compared (arXiv 1601.06759)."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,11 @@ def evaluate(
     generator = load(folder, dtype)
     source, size = _opened(generator, data, data_dir), _size(generator)
     order = np.random.default_rng(ORDER).permutation(len(source))[:num]
-    bits = _bits(generator, source, order, size)
+    bits, coloured, replaced = _measured(generator, source, order, size).T
     if not first_process():
         return None
-    result = {"figures": figures(generator, bits), "pictures": len(bits), "likelihood": {"from": data, "size": size}}
+    found = figures(generator, bits, bool(coloured.any()))
+    result = {"figures": found, "pictures": len(bits), "likelihood": {"from": data, "size": size}}
     result |= {
         "model": str(folder),
         "step": step_of(folder),
@@ -60,7 +62,7 @@ def evaluate(
         "dtype": str(np.dtype(generator.dtype)),
     }
     result |= {"condition": "captions" if isinstance(generator.config.condition, TextCondition) else "labels"}
-    result |= {"replaced": len(source.damaged), "versions": {"mmgen": __version__, "jax": jax.__version__}}
+    result |= {"replaced": int(replaced.sum()), "versions": {"mmgen": __version__, "jax": jax.__version__}}
     write_json(Path(out) / "evaluation.json", result)
     return result
 
@@ -72,19 +74,26 @@ def dimensions(generator: Generator) -> int | None:
     return layout.sites * layout.groups if lossless else None
 
 
-def figures(generator: Generator, bits: Float[np.ndarray, " N"]) -> dict[str, dict[str, Any]]:
-    """Means with bootstrap intervals, from the bits of each picture."""
+def figures(generator: Generator, bits: Float[np.ndarray, " N"], coloured: bool = True) -> dict[str, dict[str, Any]]:
+    """Means with bootstrap intervals, from the bits of each picture. Of grey ones, whose channels are all the same, a dimension
+    is a pixel: that is how published numbers of such sets count."""
     found = {
         "bits_per_picture": bits,
         "bits_per_token": bits / (generator.config.layout.sites * generator.config.layout.groups),
     }
     if (count := dimensions(generator)) is not None:
+        if not coloured:
+            count //= generator.config.layout.groups
+            warnings.warn(f"the channels of each picture are equal: bits a dimension are of {count} pixels", stacklevel=2)
         found = {"bits_per_dimension": bits / count, "bits_per_picture": bits}
-    return {name: {"value": float(x.mean()), "interval": list(interval(float(x.mean()), x))} for name, x in found.items()}
+    told = {name: {"value": float(x.mean()), "interval": list(interval(float(x.mean()), x))} for name, x in found.items()}
+    if count is not None:
+        told["bits_per_dimension"]["dimensions"] = count
+    return told
 
 
-def _bits(generator: Generator, source: Replacing, order: Sequence[int], size: int) -> Float[np.ndarray, " N"]:
-    """Of each picture, in the order given."""
+def _measured(generator: Generator, source: Replacing, order: Sequence[int], size: int) -> Float[np.ndarray, "N 3"]:
+    """Of each picture, in the order given: its bits, whether its channels differ, whether it stands for a damaged one."""
     rows, condition = ROWS * jax.local_device_count(), generator.config.condition
     name, key = ("labels", "label") if isinstance(condition, ClassCondition) else ("prompts", "text")
     starts = list(own(range(0, len(order), rows)))
@@ -93,13 +102,16 @@ def _bits(generator: Generator, source: Replacing, order: Sequence[int], size: i
     with Counter(len(mine), "pictures") as counter:
         for examples in groups(lambda place: _example(source, mine[place], size), len(mine), rows):
             tokens = _tokens(generator, examples)
-            found.append(-generator.log_likelihood(tokens, **{name: [example[key] for example in examples]}) / np.log(2))
+            bits = -generator.log_likelihood(tokens, **{name: [example[key] for example in examples]}) / np.log(2)
+            coloured = (tokens != tokens[..., :1]).reshape(len(tokens), -1).any(1)
+            found.append(np.stack([bits, coloured, [example["replaced"] for example in examples]], 1))
             counter.add(len(examples))
-    return np.concatenate(gather([bits[:, None] for bits in found], np.float64))[:, 0]
+    return np.concatenate(gather(found, np.float64))
 
 
 def _example(source: Replacing, index: int, size: int) -> dict[str, Any]:
     example = dict(source[index])
+    example["replaced"] = index in source.damaged
     return example | ({"image": fit(example["image"], size)} if "image" in example else {"ids": example["ids"][0]})
 
 

@@ -101,6 +101,9 @@ def test_a_checkpoint_is_evaluated_beside_its_run(class_folder, weights, referen
     assert found["step"] == 30 and found["record"]["pictures"] == 4
     message = refused(capsys, *asked, "--checkpoint", 30, "--coordinator", "localhost:1", "--processes", 1, "--process", 0)
     assert "mmgen export" in message
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert "mmgen export" in refused(capsys, *asked, "--checkpoint", 30)
 
 
 # Prompts -------------------------------------------------------------------------------------------------------------
@@ -152,6 +155,8 @@ def test_suites_that_cannot_be_done(text_folder, class_folder, tmp_path, monkeyp
             ["--samples", "{reference}", "--num", "5", "--guidance", "2"],
             "--num, --guidance cannot be given with --samples",
         ),
+        (["--samples", "{reference}", "--seed", "0"], "--seed cannot be given with --samples"),
+        (["--samples", "{reference}", "--coordinator", "localhost:1"], "several processes need all three"),
         (["--samples", "{reference}", "--size", "16"], "has pictures of 8 x 8, not of 16 x 16"),
         (["{run}"], "name a --protocol, or say with --num"),
         (["{run}", "--size", "8", "--num", "4"], "--size cannot be given with a protocol"),

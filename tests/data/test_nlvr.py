@@ -52,6 +52,8 @@ def test_what_is_blurred_or_small_is_read_and_what_is_odd_is_unclear():
     small = np.asarray(Image.fromarray(draw(TWO)).resize((48, 48), Image.Resampling.BOX))
     found, unclear = read(small)
     assert [item.thing for item in found] == [item.thing for item in TWO] and not unclear
+    tiny = np.asarray(Image.fromarray(draw(TWO)).resize((nlvr.SMALLEST,) * 2, Image.Resampling.BOX))
+    assert [item.thing for item in read(tiny)[0]] == [item.thing for item in TWO]
     odd = draw(TWO)
     odd[60:80, 10:30] = (230, 30, 30)  # red is no colour of these
     found, unclear = read(odd)
@@ -91,6 +93,16 @@ def test_boxes_as_data(folder):
     (folder / "metadata.jsonl").write_text('{"file_name": "a.png"}')
     with pytest.raises(UserError, match="has no NLVR boxes in the row of a.png"):
         nlvr.NLVRSource(folder)
+    one = {"shape": "circle", "color": "blue", "size": "medium", "x": 1, "y": 2}
+    for wrong, message in (
+        ([[one], [one]], "ValueError: 2 boxes, not 3"),
+        ([[], [], [one | {"color": "#0099ff"}]], "ValueError: no medium #0099ff circle"),
+        ([[], [], [one | {"x": "left"}]], "ValueError: invalid literal"),
+        ([[], [], [{"type": "circle"}]], "KeyError: 'color'"),
+    ):
+        (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "boxes": wrong}))
+        with pytest.raises(UserError, match=f"the row of a.png .{message}"):
+            nlvr.NLVRSource(folder)
     with pytest.raises(UserError, match="is no folder of NLVR"):
         nlvr.NLVRSource(folder / "none")
 

@@ -66,11 +66,30 @@ def test_bits_of_pixels(model, pictures, tmp_path, monkeypatch, capsys):
     figures = found["figures"]
     assert figures["bits_per_picture"]["value"] == pytest.approx(bits.mean(), rel=1e-6)
     assert figures["bits_per_dimension"]["value"] == pytest.approx(bits.mean() / (SIDE * SIDE * 3), rel=1e-6)
+    assert figures["bits_per_dimension"]["dimensions"] == 12 and found["replaced"] == 0
     low, high = figures["bits_per_picture"]["interval"]
     assert bits.min() < low < bits.mean() < high < bits.max()
     assert found["pictures"] == COUNT and found["condition"] == "labels" and "bits a dimension" in capsys.readouterr().out
     assert evaluate(model, "--likelihood", folder, "--out", tmp_path, "-n", 2) == 0
     assert json.loads((tmp_path / "evaluation.json").read_text())["pictures"] == 2
+
+
+def test_of_grey_pictures_a_dimension_is_a_pixel(model, tmp_path):
+    """And one that cannot be read is replaced by the next one, which is told."""
+    for i, picture in enumerate(np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 1), np.uint8)):
+        write_png(tmp_path / "ab"[i >= 2] / f"{i}.png", picture.repeat(3, -1))
+    (tmp_path / "a" / "1.png").write_bytes(b"no picture")
+    with pytest.warns(UserWarning) as warned:
+        found = likelihood.evaluate(model, str(tmp_path), tmp_path / "out")
+    assert any("bits a dimension are of 4 pixels" in str(one.message) for one in warned)
+    bits, dimension = (found["figures"][name] for name in ("bits_per_picture", "bits_per_dimension"))
+    assert dimension["value"] == pytest.approx(bits["value"] / 4) and dimension["dimensions"] == 4
+    assert found["replaced"] == 1 and found["pictures"] == 4
+
+
+def test_copies_share_the_program(model):
+    generator = mmgen.load(model)
+    assert generator.copied(generator.params)._likelihood is generator._likelihood
 
 
 def test_probabilities_of_all_pictures_sum_to_one():
@@ -116,4 +135,5 @@ def test_what_cannot_be_said(model, pictures, tmp_path, capsys):
     assert "reads a label with each picture, and" in refused(model, "--likelihood", tmp_path / "plain")
     assert "no such folder" in refused(model, "--likelihood", tmp_path / "none")
     assert "--temperature cannot be given with --likelihood" in refused(model, "--likelihood", folder, "--temperature", 1)
+    assert "--seed cannot be given with --likelihood" in refused(model, "--likelihood", folder, "--seed", 1)
     assert "--data-dir cannot be given with anything but --likelihood" in refused(model, "--data-dir", folder)

@@ -31,6 +31,9 @@ def test_moments_in_pieces_are_those_of_all():
     x = draw(0, 1000) + 1000  # far from 0, where sums of squares lose their digits
     moments = sum((Moments.of(piece) for piece in (x[7:8], x[8:300], x[300:])), Moments.of(x[:7])).gaussian
     assert moments.count == 1000
+    again = Moments.of_rows(Moments.of(x[:7]).rows)
+    assert again.count == 7 and np.array_equal(again.mean, x[:7].mean(0, np.float64))
+    np.testing.assert_array_equal(again.gaussian.covariance, Moments.of(x[:7]).gaussian.covariance)
     np.testing.assert_allclose(moments.mean, x.astype(np.float64).mean(0), rtol=1e-12)
     np.testing.assert_allclose(moments.covariance, np.cov(x.astype(np.float64), rowvar=False), rtol=1e-9, atol=1e-12)
 

@@ -1,5 +1,6 @@
 """Tokenizer: what a user holds. Pictures -> ids -> pictures, saved and loaded as a folder."""
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -111,6 +112,12 @@ class Tokenizer:
         self.config, self.source, self.buffers, self.dtype = config, source, buffers or {}, dtype
         self.params = jax.tree.map(jnp.asarray, params)
         self.family, self._functions = family_of(config)
+
+    def on(self, device: jax.Device) -> "Tokenizer":
+        """The same one, whose weights are on that device and so computes there."""
+        other = copy.copy(self)
+        other.params = jax.device_put(self.params, device)
+        return other
 
     def __str__(self) -> str:
         count, size = sum(leaf.size for leaf in jax.tree.leaves(self.params)) / 1e6, self.config.image_size

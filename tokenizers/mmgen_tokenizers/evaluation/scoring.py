@@ -66,18 +66,27 @@ class Meter:
     """Measures a set whose pictures come in pieces; of several processes each is given its own ones (processes.py)."""
 
     def __init__(self, extractor: Extractor):
-        self._extractor, self._found = extractor, []
+        self._extractor, self._kept = extractor, []
+        self._moments: tuple[Moments, ...] = ()  # of pool and spatial; the latter are too many to be kept
 
     def add(self, pictures: UInt8[np.ndarray, "B H W 3"]) -> None:
-        self._found.append(self._extractor(pictures))
+        found = self._extractor(pictures)
+        own = Moments.of(found.pool), Moments.of(found.spatial)
+        self._moments = tuple(map(operator.add, self._moments, own)) if self._moments else own
+        self._kept.append((found.pool, found.probabilities))
 
     def measured(self) -> Measured:
         """Every process must call it."""
-        columns = zip(*self._found, strict=True) if self._found else [()] * len(inception.Features._fields)
-        found = inception.Features(*(gather(column, np.float32) for column in columns))
-        pool, spatial = (functools.reduce(operator.add, map(Moments.of, x)).gaussian for x in (found.pool, found.spatial))
-        rows = np.concatenate(found.pool), np.concatenate(found.probabilities)
-        return Measured(pool, spatial, *rows, self._extractor.fingerprint)
+        pool, spatial = _of_all(self._moments[:1]), _of_all(self._moments[1:])
+        columns = zip(*self._kept, strict=True) if self._kept else ((), ())
+        features, probabilities = (np.concatenate(gather(column, np.float32)) for column in columns)
+        return Measured(pool, spatial, features, probabilities, self._extractor.fingerprint)
+
+
+def _of_all(own: Sequence[Moments]) -> Gaussian:
+    """From the moments of each process, which has one or, if it was given nothing, none."""
+    found = gather([moments.rows for moments in own], np.float64)
+    return functools.reduce(operator.add, map(Moments.of_rows, found)).gaussian
 
 
 def measure(extractor: Extractor, pictures: ArrayFiles | PictureFolder) -> Measured:

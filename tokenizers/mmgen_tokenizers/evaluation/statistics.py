@@ -50,6 +50,16 @@ class Moments:
         scatter = self.scatter + other.scatter + np.outer(apart, apart * (self.count * other.count / count))
         return Moments(count, self.mean + apart * (other.count / count), scatter)
 
+    @classmethod
+    def of_rows(cls, rows: Float[np.ndarray, "F+2 F"]) -> "Moments":
+        """The inverse of `rows`."""
+        return cls(int(rows[-1, 0]), rows[-2], rows[:-2])
+
+    @property
+    def rows(self) -> Float[np.ndarray, "F+2 F"]:
+        """As one array, for other processes: scatter, mean, count."""
+        return np.vstack([self.scatter, self.mean, np.full(len(self.mean), self.count)])
+
     @property
     def gaussian(self) -> Gaussian:
         """NaN of fewer than two rows."""
@@ -162,7 +172,10 @@ def _squared(a: Float[Array, "n F"], b: Float[Array, "m F"]) -> Float[Array, "n 
 
 @functools.partial(jax.jit, static_argnames="k")
 def _nearest(rows: Float[Array, "n F"], others: Float[Array, "m F"], k: int) -> Float[Array, " n"]:
-    return -jax.lax.top_k(-_squared(rows, others), k + 1)[0][:, k]  # the first is the row itself
+    distance, place = _squared(rows, others), jnp.arange(len(rows))
+    for _ in range(k):  # the first is the row itself; top_k would sort all of them on a CPU
+        distance = distance.at[place, distance.argmin(1)].set(jnp.inf)
+    return distance.min(1)
 
 
 @jax.jit
