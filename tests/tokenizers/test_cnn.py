@@ -72,9 +72,11 @@ def test_space_to_depth_and_back():
     np.testing.assert_array_equal(depth_to_space(deep, 2), x)
 
 
-def test_doubling_is_a_convolution_of_the_repeated_pixels():
+@pytest.mark.parametrize("height, width", [(4, 3), (32, 33)])  # as one convolution, and as four
+def test_doubling_is_a_convolution_of_the_repeated_pixels(height, width):
     """And has its gradients, by which decoders are trained."""
-    x, weight, params = picture(2, 4, 3, 5), picture(2, 8, 6, 6), {"kernel": picture(3, 3, 5, 6), "bias": picture(6)}
+    x, weight = picture(2, height, width, 5), picture(2, 2 * height, 2 * width, 6) / height
+    params = {"kernel": picture(3, 3, 5, 6), "bias": picture(6)}
 
     def value(x, params, doubles):
         conv = layers.bind(Conv, params, 5, 6, 3)
