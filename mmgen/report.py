@@ -106,7 +106,7 @@ def write_report(
     """Writes the page at `path`, whole or not at all."""
     body = [
         f"<header><h1>{_text(title)}</h1><p>{_text(about)}</p></header>",
-        _table(figures),
+        _table(figures) if figures else "",
         *map(_plain_table, tables),
         f'<section><h2>Curves</h2><div class="charts">{"".join(map(_chart, charts))}</div></section>' if charts else "",
         *map(_gallery, galleries),

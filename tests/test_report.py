@@ -104,3 +104,8 @@ def test_tables(tmp_path):
     assert "<th>a &lt; b</th><td class=value>1.0%</td>" in text and "<h2>Orders</h2>" in text
     Tags(text)
     assert table.markdown == "|  | right |\n| --- | ---: |\n| a < b | 1.0% |"
+
+
+def test_a_page_without_figures_has_no_table_of_them(tmp_path):
+    write_report(tmp_path / "page.html", "No figures", [], [], [])
+    assert "<table" not in (tmp_path / "page.html").read_text()
