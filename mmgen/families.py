@@ -1,7 +1,8 @@
 """A small tokenizer of each family for pictures of 64 x 64, with the same bits a picture: experiments/tokenizers trains them,
 tools/bench/compare_tokenizers.py compares them.
 
-Convolutions work on 8 x 8 places of a picture, transformers on few and narrow slots: made for a CPU. Not yet run to the end.
+Convolutions work on 8 x 8 places of a picture, transformers on few and narrow slots: made for a CPU.
+How they compare: tokenizers/README.md.
 """
 
 import math
