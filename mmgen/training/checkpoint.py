@@ -4,6 +4,7 @@ A checkpoint holds the state and the experiment as JSON; the position in the dat
 temporary folder and renames it when all is there, so a killed run finds its last complete one.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -32,18 +33,27 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs every rename; its errors reach us as exceptions
-        self.folder = Path(folder).absolute()
+        self.folder, self._keep = Path(folder).absolute(), keep
         self._pass_over_unfinished()
+        self._manager = self._opened()
+
+    def _opened(self) -> ocp.CheckpointManager:
         best = policies.BestN(get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(max(keep, 1)), best]),
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(max(self._keep, 1)), best]),
             best_fn=_loss,  # the policy decides, but only with this does orbax write the figures
             best_mode="min",
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
             async_options=ocp.AsyncOptions(timeout_secs=3600),
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "experiment", CHECKSUM))
+        return ocp.CheckpointManager(self.folder, options=options, item_names=("state", "experiment", CHECKSUM))
+
+    def reopen(self) -> None:
+        """After a save that failed: what it left is removed, and what was complete stays."""
+        with contextlib.suppress(Exception):  # the same failure again
+            self._manager.close()
+        self._manager = self._opened()
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint."""
