@@ -108,7 +108,7 @@ class Mix(nnx.Module):
 
     def __call__(self, tokens: Int[Array, "b n ..."], slots: Slots) -> Float[Array, "b f d"]:
         tokens = tokens.reshape(*tokens.shape[:2], -1)
-        site = slots.position[..., INDEX] - self.condition_slots
+        site = jnp.maximum(slots.position[..., INDEX] - self.condition_slots, 0)
         own = jnp.take_along_axis(tokens, jnp.broadcast_to(site, (len(tokens), site.shape[1]))[..., None], axis=1)  # [B, F, G]
         if self.bits is None:
             return sum(self.table[...][g][own[..., g]] for g in range(own.shape[2]))
