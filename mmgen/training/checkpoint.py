@@ -8,15 +8,16 @@ import contextlib
 import json
 import logging
 import math
-import shutil
 import warnings
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 from jaxtyping import Array, UInt32
 from mmgen_tokenizers.errors import UserError
+from mmgen_tokenizers.files import place
 from orbax.checkpoint import checkpoint_managers as policies
 
 from mmgen.parallel.distributed import all_say, first_process, in_turn
@@ -26,14 +27,15 @@ CHECKSUM, METADATA = "checksum", "_CHECKPOINT_METADATA"
 
 
 class Checkpoints:
-    """The checkpoints in one folder.
+    """The checkpoints in one folder, which may be one like gs://bucket/run.
 
     keep: how many of the newest stay, beside the one with the lowest validation loss.
     """
 
-    def __init__(self, folder: Path, keep: int):
+    def __init__(self, folder: str | Path, keep: int):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs every rename; its errors reach us as exceptions
-        self.folder, self._keep = Path(folder).absolute(), keep
+        place(folder)  # says what a bucket needs
+        self.folder, self._keep = epath.Path(folder if "://" in str(folder) else Path(folder).absolute()), keep
         self._pass_over_unfinished()
         self._manager = self._opened()
 
@@ -126,7 +128,7 @@ class Checkpoints:
             damaged = {}
             for step, error in errors.items():
                 if error and good and step < good and not (self.folder / str(step) / METADATA).exists():
-                    shutil.rmtree(self.folder / str(step))  # a kill came while an old checkpoint was being removed
+                    (self.folder / str(step)).rmtree()  # a kill came while an old checkpoint was being removed
                 elif error:
                     damaged[step] = error
             if damaged and good is None:
@@ -158,12 +160,12 @@ def checksum(state: TrainState) -> UInt32[Array, ""]:
     return sum(((2 * i + 1) * bits(x) for i, x in enumerate(jax.tree.leaves(state))), jnp.uint32(0))
 
 
-def _cannot_read(folder: Path, error: Exception) -> UserError:
+def _cannot_read(folder: epath.Path, error: Exception) -> UserError:
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     return UserError(f"cannot read the checkpoint {folder} ({reason}): it is damaged, or of another version")
 
 
-def _unreadable(folder: Path) -> UserError | None:
+def _unreadable(folder: epath.Path) -> UserError | None:
     """What is wrong with the small files of a step; None where they are whole."""
     try:
         for path in (folder / METADATA, *folder.glob("metrics/metrics")):
@@ -173,7 +175,7 @@ def _unreadable(folder: Path) -> UserError | None:
     return None
 
 
-def _put_aside(folder: Path, damaged: dict[int, UserError], good: int) -> None:
+def _put_aside(folder: epath.Path, damaged: dict[int, UserError], good: int) -> None:
     """Renames what would stand in the way of the run's next checkpoints, and names it."""
     for step, error in damaged.items():
         free = (folder / f"damaged-{step}{suffix}" for suffix in ("", *(f"-{i}" for i in range(1, 1000))))

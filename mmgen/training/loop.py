@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from mmgen_tokenizers.cache import use_compilation_cache
 from mmgen_tokenizers.configs import to_json
 from mmgen_tokenizers.errors import UserError, full_disk, is_full_disk
+from mmgen_tokenizers.files import place
 
 from mmgen import config
 from mmgen.config import Experiment
@@ -77,9 +78,11 @@ def claim(folder: Path, experiment: Experiment) -> None:
     """
     path = folder / "experiment.json"
     if path.exists():
-        names = differences(to_json(config.load(path)), to_json(experiment))
+        before = config.load(path)
+        names = differences(to_json(before), to_json(experiment))
         names = [name for name in names if name.split(".")[0] not in MAY_CHANGE]
-        saved = (folder / "export" / STEP).is_file() or any(entry.name.isdigit() for entry in folder.glob("checkpoints/*"))
+        steps = (entry.name for entry in place(checkpoints_of(folder, before)).glob("*"))
+        saved = (folder / "export" / STEP).is_file() or any(map(str.isdigit, steps))
         if names and saved:
             raise UserError(
                 f"{folder} holds a run of another experiment (different: {', '.join(names)}): "
@@ -89,6 +92,11 @@ def claim(folder: Path, experiment: Experiment) -> None:
             shutil.rmtree(folder / "export", ignore_errors=True)
             (folder / "text.model").unlink(missing_ok=True)
     config.save(experiment, path)
+
+
+def checkpoints_of(folder: Path, experiment: Experiment) -> str | Path:
+    """Where the checkpoints of the run in `folder` are."""
+    return experiment.checkpoints or folder / "checkpoints"
 
 
 def differences(old: object, new: object, name: str = "") -> list[str]:
@@ -134,7 +142,7 @@ class Run:
     def __init__(self, experiment: Experiment, task, folder: Path, profile: tuple[int, int] | None):
         self.experiment, self.task, self.folder, self.clock = experiment, task, folder, Clock()
         optimizer, self.mesh = task.optimizer(experiment), mesh_of(experiment)
-        self.checkpoints = Checkpoints(folder / "checkpoints", experiment.keep)
+        self.checkpoints = Checkpoints(checkpoints_of(folder, experiment), experiment.keep)
         self.state = starting_state(experiment, task, optimizer, self.checkpoints, self.mesh)
         self.start = int(self.state.step)
         self.frozen = on_all(self.mesh, task.frozen)
@@ -254,7 +262,7 @@ def export(run: str | Path, out: str | Path, which: Literal["last", "best"] | in
     experiment = config.load(run / "experiment.json")
     task = tasks.make(experiment, run)
     optimizer = task.optimizer(experiment)
-    with locked(run), Checkpoints(run / "checkpoints", experiment.keep) as checkpoints:
+    with locked(run), Checkpoints(checkpoints_of(run, experiment), experiment.keep) as checkpoints:
         step = {"last": checkpoints.latest, "best": checkpoints.best}.get(which, lambda: which)()
         if step not in checkpoints.all():
             reason = " (none of them was validated)" if which == "best" else ""

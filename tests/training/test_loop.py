@@ -289,6 +289,26 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(reference, tmp_path, how)
     assert steps_in(tmp_path) == [10, 15, 20] and (tmp_path / "checkpoints/damaged-10").is_dir()
 
 
+def test_checkpoints_may_have_a_folder_of_their_own(tmp_path, reference):
+    """A run folder that is lost with its machine is made anew."""
+    run(tmp_path / "run", ema=0.5, steps=10, checkpoints=str(tmp_path / "kept"))
+    assert not (tmp_path / "run/checkpoints").exists()
+    run(tmp_path / "run", ema=0.5, checkpoints=str(tmp_path / "kept"))
+    assert losses(tmp_path / "run") == losses(reference.folder)
+    with pytest.raises(UserError, match="holds a run of another experiment .different: checkpoints"):
+        run(tmp_path / "run", ema=0.5)
+
+
+def test_a_bucket_is_named_as_it_is(monkeypatch):
+    """pathlib would make gs:/bucket of it, a folder here."""
+    asked = []
+    monkeypatch.setattr(checkpoint, "place", lambda folder: None)
+    monkeypatch.setattr(checkpoint.Checkpoints, "_pass_over_unfinished", lambda self: None)
+    monkeypatch.setattr(checkpoint.ocp, "CheckpointManager", lambda folder, **about: asked.append(folder))
+    checkpoint.Checkpoints("gs://bucket/run", 1)
+    assert [str(folder / "5") for folder in asked] == ["gs://bucket/run/5"]
+
+
 def test_a_bit_that_flips_in_a_large_file_is_noticed(tmp_path):
     """Small arrays lie in files that have checksums of their own, large ones do not."""
     state = TrainState(jnp.int32(5), {"kernel": jax.random.normal(jax.random.key(0), (512, 512))}, {}, {}, {})
