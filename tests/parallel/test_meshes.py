@@ -1,7 +1,7 @@
 """Meshes of four fake devices, and two processes of two, give what one device gives.
 
-One process tries all meshes, so that each program is compiled once; the tests read what it found. tests/scale tries other orders
-of prediction.
+One process tries all meshes, so that each program is compiled once; the tests read what it found. Other orders of prediction
+are in tests/scale.
 """
 
 import json
