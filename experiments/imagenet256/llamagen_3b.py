@@ -34,5 +34,5 @@ def experiment() -> Experiment:
         every_log=100,
         every_preview=5000,
         every_checkpoint=5000,
-        mesh=MeshSizes(fsdp=-1, tensor=2),
+        mesh=MeshSizes(replica=-1, fsdp=8),
     )
