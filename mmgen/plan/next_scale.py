@@ -27,8 +27,8 @@ class NextScale:
         time = np.concatenate([np.arange(C) - (C - 1), scale[1:]])
         position = np.zeros((len(time), POSITIONS), int)
         position[:C, [ROW, COLUMN]] = NOWHERE
-        position[C:, ROW] = np.concatenate([np.arange(h * w) // w for h, w in layout.scales])[1:]
-        position[C:, COLUMN] = np.concatenate([np.arange(h * w) % w for h, w in layout.scales])[1:]
+        position[C:, ROW] = np.concatenate([np.repeat(_centres(h, layout.height), w) for h, w in layout.scales])[1:]
+        position[C:, COLUMN] = np.concatenate([np.tile(_centres(w, layout.width), h) for h, w in layout.scales])[1:]
         position[C:, SCALE] = scale[1:]
         position[:, INDEX] = np.arange(len(time))
         return GenerationPlan(
@@ -57,3 +57,9 @@ class NextScale:
             )
         if layout.scales[0] != (1, 1):
             raise UserError(f"the first scale must be one site, which the condition predicts; it is {layout.scales[0]}")
+
+
+def _centres(cells: int, finest: int) -> np.ndarray:
+    """Where the middle of each cell lies, in half cells of the finest scale: so that what covers the same part of the picture
+    has the same place, whatever its scale."""
+    return (2 * np.arange(cells) + 1) * finest // cells
