@@ -2,6 +2,9 @@
 
 slots   c0 .. cC-1 | 2 x 2: s1 s2 s3 s4 | 3 x 3: s5 ..      a slot reads its scale and the coarser ones
 sites      first   | each slot predicts its own site        step = scale
+
+Rows and columns are the middles of the cells, in half cells of the finest scale (as Infinity aligns them, 2412.04431): what covers
+the same part of the picture has the same rotary code in all scales. VAR itself learns a vector of each slot.
 """
 
 from dataclasses import dataclass, field
@@ -60,6 +63,5 @@ class NextScale:
 
 
 def _centres(cells: int, finest: int) -> np.ndarray:
-    """Where the middle of each cell lies, in half cells of the finest scale: so that what covers the same part of the picture
-    has the same place, whatever its scale."""
+    """Where the middle of each cell lies, in half cells of the finest scale."""
     return (2 * np.arange(cells) + 1) * finest // cells
