@@ -118,8 +118,8 @@ class Mix(nnx.Module):
 
 
 class Places(nnx.Module):
-    """Learned vectors that are added to what slots read: of each slot where positions are learned; where there are scales of each
-    scale, and of the condition once more (VAR)."""
+    """Learned vectors that are added to what slots read: where positions are learned, of each slot; where there are scales, of
+    each scale, and of the condition once more (VAR)."""
 
     def __init__(self, c: GeneratorConfig, indices: int, rngs: nnx.Rngs):
         D = c.block.width

@@ -3,8 +3,8 @@
 slots   c0 .. cC-1 | 2 x 2: s1 s2 s3 s4 | 3 x 3: s5 ..      a slot reads its scale and the coarser ones
 sites      first   | each slot predicts its own site        step = scale
 
-Rows and columns are the middles of the cells, in half cells of the finest scale (as Infinity aligns them, 2412.04431): what covers
-the same part of the picture has the same rotary code in all scales. VAR itself learns a vector of each slot.
+Rows and columns are the middles of the cells, in half cells of the finest scale (Infinity aligns them, too, 2412.04431): what
+covers the same part of the picture has the same rotary code in all scales. VAR itself learns a vector of each slot.
 """
 
 from dataclasses import dataclass, field
