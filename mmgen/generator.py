@@ -8,6 +8,7 @@ out.images    # float32 [4, H, W, 3] in [-1, 1]
 import copy
 import dataclasses
 import functools
+import itertools
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -299,16 +300,23 @@ class Generator:
         return self._stream(job, rows, every)
 
     def _stream(self, job: Job, rows: np.ndarray, every: int) -> Iterator[Progress]:
+        computed, waiting, ahead, done = self._looks(job, rows, every), [], 1, np.zeros(1, bool)
+        while not done.all():
+            waiting += itertools.islice(computed, ahead - len(waiting))
+            tokens, done = (np.asarray(array)[: len(rows)] for array in waiting.pop(0))
+            yield Progress(tokens, done)
+            ahead = 2  # whoever asks again goes on: the device does not wait for it from then on
+
+    def _looks(self, job: Job, rows: np.ndarray, every: int) -> Iterator[tuple[jax.Array, jax.Array]]:
+        """Tokens and which are final, after each `every` forwards, without end; none of them is waited for."""
         given = self._given(job, rows)
         opened, grown, continued = self._stream_programs(job.machine, job.which)
-        carry, at, time, done = opened(*given), 0, 0, np.zeros(1, bool)
-        while not done.all():
+        carry, at, look = opened(*given), 0, None
+        for time in itertools.count(0, every):
             for stage, steps in job.machine.stages(time, every):
                 carry, at = carry if stage == at else grown(carry, stage), stage
-                carry, seen = continued(stage, carry, np.int32(steps), *given)
-            time += every
-            tokens, done = (np.asarray(array)[: len(rows)] for array in seen)
-            yield Progress(tokens, done)
+                carry, look = continued(stage, carry, np.int32(steps), *given)
+            yield look
 
     def _job(
         self, condition: tuple, num, seed: int, first_index: int, choice: Choice,

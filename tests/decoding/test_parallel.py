@@ -178,6 +178,13 @@ def test_a_stream_shows_the_tokens_as_they_come(raster, plain, options):
     assert len(seen) <= N // 2 and seen[-1].done.all() and not seen[0].done.all()
 
 
+def test_a_stream_is_computed_ahead_once_it_goes_on(raster, monkeypatch):
+    looks, begun = raster._looks, []
+    monkeypatch.setattr(raster, "_looks", lambda *args: (begun.append(0) or look for look in looks(*args)))
+    stream = raster.stream(labels=LABELS[:3], every=4, **GUIDED[0])
+    assert [len(begun) for _ in stream] == [1, 3, 4]
+
+
 def test_what_cannot_be_streamed_is_refused(raster, monkeypatch):
     with pytest.raises(UserError, match="every 0"):
         raster.stream(labels=[0], every=0)
