@@ -129,7 +129,7 @@ def test_few_sizes_are_compiled():
     gen = generator("raster")
     for rows in range(1, 9):
         gen.generate(labels=[0] * rows)
-    (program,) = gen._programs.values()
+    (program,) = gen._programs.compiled.values()
     assert program._cache_size() == 4  # 1, 2, 4, 8 rows
 
 
@@ -139,7 +139,10 @@ def test_two_programs_serve_all_settings():
     for seed, settings in enumerate([{"guidance": 2.0}, {"guidance": np.linspace(1, 3, 12)}, {"guidance": 1.0}, {}]):
         for temperature in (0.7, 1.0):
             gen.generate(labels=[seed % 3], seed=seed, first_index=seed, temperature=temperature, **settings)
-    assert sorted((which.guided, p._cache_size()) for (_, which), p in gen._programs.items()) == [(False, 1), (True, 1)]
+    assert sorted((which.guided, p._cache_size()) for (_, which), p in gen._programs.compiled.items()) == [
+        (False, 1),
+        (True, 1),
+    ]
 
 
 def test_groups_of_nearly_equal_width_share_a_loop():

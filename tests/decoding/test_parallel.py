@@ -86,7 +86,7 @@ def test_jacobi_gives_the_tokens_of_plain_decoding(raster, plain):
             out = raster.generate(labels=LABELS[:3], seed=3, **settings, **JACOBI, init=init)
             np.testing.assert_array_equal(out.tokens, expected[:3])
             assert 1 + (N - 1) / 3 <= out.forwards <= N
-    programs = [program for (machine, _), program in raster._programs.items() if getattr(machine, "window", 0) == 3]
+    programs = [program for (machine, _), program in raster._programs.compiled.items() if getattr(machine, "window", 0) == 3]
     assert [program._cache_size() for program in programs] == [1]
 
 
@@ -179,8 +179,9 @@ def test_a_stream_shows_the_tokens_as_they_come(raster, plain, options):
 
 
 def test_a_stream_is_computed_ahead_once_it_goes_on(raster, monkeypatch):
-    looks, begun = raster._looks, []
-    monkeypatch.setattr(raster, "_looks", lambda *args: (begun.append(0) or look for look in looks(*args)))
+    programs, begun = raster._programs, []
+    looks = programs.looks
+    monkeypatch.setattr(programs, "looks", lambda *args: (begun.append(0) or look for look in looks(*args)))
     stream = raster.stream(labels=LABELS[:3], every=4, **GUIDED[0])
     assert [len(begun) for _ in stream] == [1, 3, 4]
 
