@@ -3,6 +3,7 @@
 import json
 import sys
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import jax
 import jax.numpy as jnp
@@ -137,6 +138,14 @@ def test_forwards_are_counted_once(script, gen, tmp_path, monkeypatch):
     assert str(tmp_path) not in found["command"].partition("--out")[0]
     shown = (tmp_path / "f.html").read_text()
     assert "temperature 0.7, no top-k, top-p 0.9" in shown and "Forwards over N by window, batch 2" in shown
+    lines = (tmp_path / "f.md").read_text().splitlines()
+    assert lines[2] == "| settings | pictures at once | window 3 |" and len(lines) == 6
+    share, seconds = 100 * first[0]["share"], first[0]["seconds_over_plain"]
+    assert lines[4] == f"| temperature 0.7, no top-k, top-p 0.9 | 2 | {share:.0f}% ({seconds:.2f}) |"
+    plot = ElementTree.parse(tmp_path / "f.svg").getroot()
+    names = {text.text for text in plot.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"temperature 0.7, no top-k, top-p 0.9", "temperature 1, no top-k"} < names
+    assert len(list(plot.iter("{http://www.w3.org/2000/svg}polyline"))) == 2
     with pytest.raises(UserError, match="another model or other options"):
         run("--init", "left")
 
