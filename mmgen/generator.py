@@ -166,7 +166,7 @@ class Generator:
         """One with the same compiled programs that keeps arrays on a device of its own, or has other parameters."""
         other = copy.copy(self)
         other.params = self.params if params is None else params
-        for name in ("_device_params", "_decode_params", "_shared_params"):  # made from the parameters when first used
+        for name in ("_device_params", "fused", "_shared_params"):  # made from the parameters when first used
             other.__dict__.pop(name, None)
         return other
 
@@ -290,9 +290,9 @@ class Generator:
         times, rounds = self._rounds(steps, choice_temperature)
         which, settings = resolve(self.sampling, times, **sampling)
         nulls = [model._reader.null(batch) for model, batch in zip(models, batches, strict=True)] if which.guided else []
-        rows, params = count(batches[0]), [model._decode_params for model in models]
+        rows = count(batches[0])
         return Job(
-            self._machine(choice, rows, which), params, batches, nulls, (first_index + np.arange(rows)).astype(np.uint32),
+            self._machine(choice, rows, which), models, batches, nulls, (first_index + np.arange(rows)).astype(np.uint32),
             jax.random.key(seed, impl="threefry2x32"), Settings(**settings, **rounds), which,
             starting(self.config, batches[0], choice.init),
         )  # fmt: skip
@@ -320,13 +320,14 @@ class Generator:
         window = choice.window or "auto"
         if window == "auto":
             rows = min(rows, self.rows_at_once) * (1 + which.guided)
-            window = auto_window(self.config, self._decode_params, rows, self.dtype.itemsize)
+            window = auto_window(self.config, self.fused, rows, self.dtype.itemsize)
         draft = () if choice.draft is None else (choice.draft.config, choice.draft.dtype)
         kind, sizes = Speculative if draft else Jacobi, (*draft, int(window), choice.coupling or "gumbel")
         return self._programs.once(self._programs.machines, sizes, lambda: kind(self.config, self.dtype, *sizes))
 
     @functools.cached_property
-    def _decode_params(self) -> dict:
+    def fused(self) -> dict:
+        """The parameters in the form that decodes."""
         return decode_params(self.config, self.params, self.dtype)
 
     # Files ----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ class Job(NamedTuple):
     """All rows of a call."""
 
     machine: Autoregressive | MaskedRounds
-    params: list[dict]  # of decode_params: the model's, and its draft's
+    models: tuple  # the generator and its draft, whose `fused` are decode_params
     batches: list[dict]  # the condition, as each of these reads it
     nulls: list[dict]  # with guidance: no condition, as each of these reads it
     index: Int[np.ndarray, "b"]
@@ -41,7 +41,8 @@ class Job(NamedTuple):
                 for some, batch, null in zip(batches, self.batches, self.nulls, strict=True)
             ]
         extra = (self.start._replace(tokens=self.start.tokens[fill]),) if isinstance(self.machine, Jacobi) else ()
-        return list(zip(self.params, batches, strict=True)), self.index[fill], self.key, self.settings, extra
+        params = [model.fused for model in self.models]
+        return list(zip(params, batches, strict=True)), self.index[fill], self.key, self.settings, extra
 
     def pieces(self, most: int) -> list[Int[np.ndarray, "r"]]:
         """Row numbers of pieces that fit in memory, of `most` rows at most."""

@@ -49,7 +49,7 @@ def test_the_work_of_a_forward_is_that_of_the_published_sizes(script):
 def test_decoders_and_the_peer_stand_in_one_table(script, gen, tmp_path):
     decode, calls = script("decode"), []
     options = decode.decoders(gen, gen, 2, ["auto", 3, 3])
-    auto = decode.auto_window(CONFIG, gen._decode_params, 4, 4)
+    auto = decode.auto_window(CONFIG, gen.fused, 4, 4)
     streamed, right, drafted = "autoregressive, streamed", "jacobi 3, every draft right", "speculative 3"
     assert list(options) == [
         "autoregressive", streamed, f"jacobi {auto}, every draft right", f"speculative {auto}", right, drafted
@@ -64,7 +64,7 @@ def test_decoders_and_the_peer_stand_in_one_table(script, gen, tmp_path):
     assert [row.get("forwards") for row in rows] == [N, N, fewest, fewest, None]
     plain = rows[0]
     seconds = N * plain["milliseconds_per_forward"] / 1e3
-    least = N * decode.work(CONFIG, gen._decode_params, 4, 2, 1).seconds(limits)
+    least = N * decode.work(CONFIG, gen.fused, 4, 2, 1).seconds(limits)
     assert plain["tokens_per_second"] == pytest.approx(2 * N / seconds, rel=0.01)
     assert plain["share_of_roofline"] == pytest.approx(least / seconds, rel=0.05, abs=1e-4)
 

@@ -89,7 +89,7 @@ def work(c: GeneratorConfig, params: dict, itemsize: int, batch: int, slots: int
 def decoders(gen: Generator, draft: Generator | None, batch: int, windows: list[str | int]) -> dict[str, dict]:
     """Arguments of `generate`, or of `stream`, by the name that a row of the table has. `HOLDS`: drafts are the tokens that
     will be drawn, so that forwards are as few as they can be."""
-    auto = auto_window(gen.config, gen._decode_params, 2 * batch, gen.dtype.itemsize)
+    auto = auto_window(gen.config, gen.fused, 2 * batch, gen.dtype.itemsize)
     found = {"autoregressive": {}, "autoregressive, streamed": {"every": EVERY}}
     for window in dict.fromkeys(auto if window == "auto" else window for window in windows):
         found[f"jacobi {window}, every draft right"] = {"decoder": "jacobi", "window": window, "init": HOLDS}
@@ -102,7 +102,7 @@ def effort(gen: Generator, options: dict, batch: int, seconds: float, forwards: 
     """What a call of `generate` came to. `forwards`: of `gen`; a draft takes one a slot besides."""
     window, draft = options.get("window", 1), options.get("draft")
     parts = [(forwards, gen, window)] + ([(forwards * window, draft, 1)] if draft else [])
-    works = [(n, work(g.config, g._decode_params, g.dtype.itemsize, batch, slots)) for n, g, slots in parts]
+    works = [(n, work(g.config, g.fused, g.dtype.itemsize, batch, slots)) for n, g, slots in parts]
     moved, computed = map(sum, zip(*(each.times(n) for n, each in works), strict=True))
     return {
         "forwards": forwards,
@@ -182,7 +182,7 @@ def forward_costs(gen: Generator, stages: Stages, name: str, slots: list[int], l
         seconds = stages.once(stage, functools.partial(seconds_a_forward, gen, width, guidance))
         one = seconds if width == 1 else one
         rows = 2 if guidance != 1 else 1
-        least = work(gen.config, gen._decode_params, gen.dtype.itemsize, 1, width, rows).seconds(limits)
+        least = work(gen.config, gen.fused, gen.dtype.itemsize, 1, width, rows).seconds(limits)
         row = {"slots": width, "guidance": guidance, "milliseconds": round(1e3 * seconds, 3)}
         row |= {"over_one_slot": round(seconds / one, 3), "share_of_roofline": round(least / seconds, 4)}
         print(*(f"{key} {value}" for key, value in row.items()), flush=True)
