@@ -156,11 +156,40 @@ def _mark(good: bool | None, yes: str, no: str) -> str:
 # Curves --------------------------------------------------------------------------------------------------------------
 
 
+def chart_file(chart: Chart) -> str:
+    """One chart as an SVG file, for pages that hold no HTML; its names stand above it."""
+    names, plot = _plot(chart)
+    top = -16 * len(names) - 24
+
+    def line(y: int, text: str, color: str) -> str:
+        return f'<text x="{LEFT}" y="{y}" style="fill: var(--{color}); font: 12px sans-serif">{text}</text>'
+
+    keys = "".join(line(8 - 16 * (len(names) - i), name, f"c{i}") for i, name in names)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 {top} {WIDTH} {HEIGHT - top}"><style>{STYLE}</style>'
+        f'<rect y="{top}" width="{WIDTH}" height="{HEIGHT - top}" style="fill: var(--card)"/>'
+        f"{line(top + 16, _text(chart.title), 'ink')}{keys}{plot}</svg>\n"
+    )
+
+
 def _chart(chart: Chart) -> str:
+    names, plot = _plot(chart)
+    if not names:
+        return ""
+    keys = "".join(f'<span class="key"><i class="c{i}"></i>{name}</span>' for i, name in names)
+    legend = f'<div class="legend">{keys}</div>' if len(names) > 1 else ""
+    return (
+        f"<figure><figcaption>{_text(chart.title)}</figcaption>{legend}"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{plot}</svg></figure>'
+    )
+
+
+def _plot(chart: Chart) -> tuple[list[tuple[int, str]], str]:
+    """The curves' numbers and names, and what an svg element holds; nothing where there is no point."""
     curves = {name: _thinned(*curve) for name, curve in chart.curves.items()}
     curves = {name: points for name, points in curves.items() if points}
     if not curves:
-        return ""
+        return [], ""
     xs, ys = zip(*(point for points in curves.values() for point in points), strict=True)
     x_ticks, y_ticks = ticks(min(0, *xs), max(xs)), ticks(min(ys), max(ys))
     (left, right), (low, high) = (x_ticks[0], max(xs)), (min(y_ticks[0], *ys), max(y_ticks[-1], *ys))
@@ -174,14 +203,9 @@ def _chart(chart: Chart) -> str:
         f'<polyline class="curve c{i}" points="{" ".join(place(*point) for point in points)}"/>'
         for i, points in enumerate(curves.values())
     ]
-    keys = "".join(f'<span class="key"><i class="c{i}"></i>{_text(name)}</span>' for i, name in enumerate(curves))
-    legend = f'<div class="legend">{keys}</div>' if len(curves) > 1 else ""
     last = ", ".join(f"{name} {points[-1][1]:.4g}" for name, points in curves.items())
-    return (
-        f"<figure><figcaption>{_text(chart.title)}</figcaption>{legend}"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><title>{_text(chart.title)}: at the end {_text(last)}</title>'
-        f"{_axes(x_ticks, y_ticks, place)}{''.join(lines)}</svg></figure>"
-    )
+    title = f"<title>{_text(chart.title)}: at the end {_text(last)}</title>"
+    return [(i, _text(name)) for i, name in enumerate(curves)], f"{title}{_axes(x_ticks, y_ticks, place)}{''.join(lines)}"
 
 
 def _axes(x_ticks: Sequence[float], y_ticks: Sequence[float], place) -> str:
@@ -244,9 +268,11 @@ def _picture(picture: UInt8[np.ndarray, "H W 3"], shown: int, text: str) -> str:
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f6f6f4; --card: #fff; --ink: #17181c; --soft: #5d606b; --line: #e2e2de;
-  --good: #17803d; --bad: #c4312b; --c0: #2a6fd6; --c1: #e0662b; --c2: #17803d; --c3: #8a4fc4; }
+  --good: #17803d; --bad: #c4312b;
+  --c0: #2a6fd6; --c1: #e0662b; --c2: #17803d; --c3: #8a4fc4; --c4: #0b8a94; --c5: #9a7a14; }
 @media (prefers-color-scheme: dark) { :root { --page: #131417; --card: #1d1f24; --ink: #ececee; --soft: #a2a5af;
-  --line: #34363d; --good: #4cc57a; --bad: #ff7a70; --c0: #6aa5f5; --c1: #f0935f; --c2: #4cc57a; --c3: #bd8cf0; } }
+  --line: #34363d; --good: #4cc57a; --bad: #ff7a70;
+  --c0: #6aa5f5; --c1: #f0935f; --c2: #4cc57a; --c3: #bd8cf0; --c4: #45c1cb; --c5: #d3b04b; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
 main { max-width: 1000px; margin: 0 auto; padding: 36px 20px; }
@@ -267,7 +293,9 @@ svg { width: 100%; height: auto; display: block; }
 .legend { display: flex; gap: 16px; font-size: 13px; color: var(--soft); }
 .key i { display: inline-block; width: 14px; height: 3px; border-radius: 2px; margin-right: 6px; vertical-align: middle; }
 i.c0 { background: var(--c0); } i.c1 { background: var(--c1); } i.c2 { background: var(--c2); } i.c3 { background: var(--c3); }
+i.c4 { background: var(--c4); } i.c5 { background: var(--c5); }
 .curve.c1 { stroke: var(--c1); } .curve.c2 { stroke: var(--c2); } .curve.c3 { stroke: var(--c3); }
+.curve.c4 { stroke: var(--c4); } .curve.c5 { stroke: var(--c5); }
 .cards { display: flex; flex-wrap: wrap; gap: 14px; }
 .card { box-sizing: content-box; padding: 10px; font-size: 13px; line-height: 1.35; border-top-width: 3px; }
 .card.good { border-top-color: var(--good); } .card.bad { border-top-color: var(--bad); }
