@@ -16,6 +16,7 @@ from mmgen_tokenizers.pictures import png_bytes
 WIDTH, HEIGHT = 460, 230  # of a chart, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 26
 POINTS = 300  # of a curve, at most
+NARROWEST = 104  # pixels of a card: its words need as much
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _table(figures: Sequence[Figure]) -> str:
         for f in figures
     )
     head = "<thead><tr><th></th><th class=value>result</th><th>target</th><th></th></tr></thead>"
-    return f"<section><h2>Figures</h2><table>{head}<tbody>{rows}</tbody></table></section>"
+    return f'<section><h2>Figures</h2><div class="wide"><table>{head}<tbody>{rows}</tbody></table></div></section>'
 
 
 def _plain_table(table: Table) -> str:
@@ -143,14 +144,15 @@ def _plain_table(table: Table) -> str:
 
     head = f"<tr><th></th>{''.join(f'<th class=value>{_text(name)}</th>' for name in table.columns[1:])}</tr>"
     body = "".join(map(row, table.rows))
-    return f"<section><h2>{_text(table.title)}</h2><table><thead>{head}</thead><tbody>{body}</tbody></table></section>"
+    grid = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+    return f'<section><h2>{_text(table.title)}</h2><div class="wide">{grid}</div></section>'
 
 
 def _mark(good: bool | None, yes: str, no: str) -> str:
     """Right or wrong by sign and word, not by colour alone."""
     if good is None:
         return ""
-    return f'<span class="mark {"good" if good else "bad"}">{"✓" if good else "✗"} {_text(yes if good else no)}</span>'
+    return f'<span class="mark {"good" if good else "bad"}">{"✓" if good else "✗"}&nbsp;{_text(yes if good else no)}</span>'
 
 
 # Curves --------------------------------------------------------------------------------------------------------------
@@ -185,7 +187,7 @@ def _chart(chart: Chart) -> str:
 
 
 def _axes(x_ticks: Sequence[float], y_ticks: Sequence[float], place) -> str:
-    parts = []
+    parts = [f'<text class="tick" x="{LEFT - 7}" y="{HEIGHT - 8}" text-anchor="end">step</text>']
     for y in y_ticks:
         height = place(x_ticks[0], y).split(",")[1]
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height}" y2="{height}"/>')
@@ -229,7 +231,7 @@ def _gallery(gallery: Gallery) -> str:
 def _card(card: Card, shown: int) -> str:
     state = "" if card.good is None else " good" if card.good else " bad"
     pictures = "".join(_picture(picture, shown, card.text) for picture in card.pictures)
-    width = len(card.pictures) * (shown + 6) - 6
+    width = max(len(card.pictures) * (shown + 6) - 6, NARROWEST)
     text = f"<p>{_text(card.text)}</p>" if card.text else ""
     return (
         f'<div class="card{state}" style="width:{width}px"><div class="row">{pictures}</div>'
@@ -254,12 +256,14 @@ h1 { font-size: 28px; margin: 0; letter-spacing: -.01em; }
 h2 { font-size: 18px; margin: 40px 0 12px; }
 p { margin: 4px 0 12px; color: var(--soft); max-width: 75ch; }
 table, figure, .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
+.wide { overflow-x: auto; }
 table { border-collapse: separate; border-spacing: 0; overflow: hidden; }
-th, td { padding: 8px 18px; text-align: left; border-top: 1px solid var(--line); font-weight: normal; }
+th, td { padding: 8px 12px; text-align: left; border-top: 1px solid var(--line); font-weight: normal; }
+th:first-child, td:first-child { padding-left: 18px; } th:last-child, td:last-child { padding-right: 18px; }
 thead th { border-top: 0; color: var(--soft); font-size: 13px; }
 td { color: var(--soft); } td.value, th.value { text-align: right; font-variant-numeric: tabular-nums; }
-td.value { color: var(--ink); font-weight: 600; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(380px, 100%), 1fr)); gap: 16px; }
+td.value { color: var(--ink); font-weight: 600; white-space: nowrap; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(380px, 100%), 1fr)); gap: 16px; }
 figure { margin: 0; padding: 14px 14px 6px; } figcaption { font-weight: 600; }
 svg { width: 100%; height: auto; display: block; }
 .grid { stroke: var(--line); } .tick { fill: var(--soft); font-size: 11px; }
@@ -272,7 +276,7 @@ i.c0 { background: var(--c0); } i.c1 { background: var(--c1); } i.c2 { backgroun
 .card { box-sizing: content-box; padding: 10px; font-size: 13px; line-height: 1.35; border-top-width: 3px; }
 .card.good { border-top-color: var(--good); } .card.bad { border-top-color: var(--bad); }
 .card p { margin: 8px 0 4px; color: var(--ink); } .row { display: flex; gap: 6px; }
-img { image-rendering: pixelated; border-radius: 4px; display: block; }
+img { image-rendering: pixelated; border-radius: 4px; display: block; box-shadow: 0 0 0 1px var(--line); }
 .mark { display: inline-block; margin-top: 4px; }
 .mark { font-weight: 600; } .mark.good { color: var(--good); } .mark.bad { color: var(--bad); }
 footer { margin-top: 48px; color: var(--soft); font-size: 13px; }

@@ -58,7 +58,7 @@ def test_figures_stand_beside_their_targets(tmp_path):
     text = page(tmp_path, rows)
     assert "27.12 dB" in text and "at least 24.00 dB" in text and "50.0%" in text and "at least 70.0%" in text
     assert "at most 15.00" in text and ">256<" in text and ">cpu<" in text
-    assert (text.count("✓ reached"), text.count("✗ missed")) == (2, 1)
+    assert (text.count("✓&nbsp;reached"), text.count("✗&nbsp;missed")) == (2, 1)
 
 
 def test_pictures_are_lossless_and_verdicts_are_told(tmp_path):
@@ -67,7 +67,7 @@ def test_pictures_are_lossless_and_verdicts_are_told(tmp_path):
     found = [base64.b64decode(a["src"].split(",")[1]) for a in Tags(text).all("img")]
     for data, expected in zip(found, (RED, BLUE, BLUE, RED), strict=True):
         np.testing.assert_array_equal(read_picture(data), expected)
-    assert "✓ right" in text and "✗ two blue" in text and "what they are" in text
+    assert "✓&nbsp;right" in text and "✗&nbsp;two blue" in text and "what they are" in text
     assert [len(Tags(text).all("div", kind)) for kind in ("card good", "card bad", "card")] == [1, 1, 4]  # "cards" too
 
 

@@ -165,6 +165,7 @@ def test_suites_that_cannot_be_done(text_folder, class_folder, tmp_path, monkeyp
         (["{run}", "--protocol", "rfid_val_256"], "is for tokenizers: mmgen-tokenizers evaluate"),
         (["{text}", "--num", "4"], "protocols draw classes and this model takes texts"),
         (["--samples", "nowhere.npz"], "there is no nowhere.npz"),
+        (["{run}", "--classifier"], "--reference, --inception cannot be given with --classifier"),
     ],
 )
 def test_what_cannot_be_done_is_said(

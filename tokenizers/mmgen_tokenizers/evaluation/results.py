@@ -19,6 +19,8 @@ NAMES = {
     "fid": "FID", "sfid": "sFID", "inception_score": "Inception score", "precision": "precision", "recall": "recall",
     "kid": "KID", "rfid": "rFID", "psnr": "PSNR in dB", "ssim": "SSIM", "lpips": "LPIPS",
     "usage": "share of the codebook in use", "perplexity": "perplexity of the codes",
+    "recognised": "recognised as the class asked for", "classifier": "real ones that are recognised",
+    "fcd": "FCD", "fcd_of_real": "FCD of real ones", "fcd_of_blurred": "FCD of blurred ones", "fcd_of_noise": "FCD of noise",
     "bits_per_dimension": "bits a dimension", "bits_per_picture": "bits a picture", "bits_per_token": "bits a token",
 }  # fmt: skip
 
