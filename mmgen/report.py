@@ -4,7 +4,7 @@ import base64
 import html
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from mmgen_tokenizers.pictures import png_bytes
 WIDTH, HEIGHT = 460, 230  # of a chart, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 26
 POINTS = 300  # of a curve, at most
+MARKED = 12  # and so few are marked
 NARROWEST = 104  # pixels of a card: its words need as much
 
 
@@ -92,7 +93,7 @@ class Gallery:
     title: str
     cards: Sequence[Card]
     about: str = ""
-    shown: int = 128  # pixels a side on the page
+    shown: int = 128  # pixels a side on the page; a card is not narrower than its words need
 
 
 def write_report(
@@ -173,7 +174,7 @@ def _chart(chart: Chart) -> str:
         return f"{LEFT + across:.1f},{HEIGHT - BOTTOM - up:.1f}"
 
     lines = [
-        f'<polyline class="curve c{i}" points="{" ".join(place(*point) for point in points)}"/>'
+        f'<polyline class="curve c{i}" points="{" ".join(place(*point) for point in points)}"/>{_dots(i, points, place)}'
         for i, points in enumerate(curves.values())
     ]
     keys = "".join(f'<span class="key"><i class="c{i}"></i>{_text(name)}</span>' for i, name in enumerate(curves))
@@ -186,7 +187,13 @@ def _chart(chart: Chart) -> str:
     )
 
 
-def _axes(x_ticks: Sequence[float], y_ticks: Sequence[float], place) -> str:
+def _dots(curve: int, points: Sequence[tuple[float, float]], place: Callable[[float, float], str]) -> str:
+    """Where the points are, if they are few: a lone one is no line."""
+    places = [place(*point).split(",") for point in points] if len(points) <= MARKED else []
+    return "".join(f'<circle class="dot c{curve}" cx="{x}" cy="{y}" r="3"/>' for x, y in places)
+
+
+def _axes(x_ticks: Sequence[float], y_ticks: Sequence[float], place: Callable[[float, float], str]) -> str:
     parts = [f'<text class="tick" x="{LEFT - 7}" y="{HEIGHT - 8}" text-anchor="end">step</text>']
     for y in y_ticks:
         height = place(x_ticks[0], y).split(",")[1]
@@ -230,8 +237,9 @@ def _gallery(gallery: Gallery) -> str:
 
 def _card(card: Card, shown: int) -> str:
     state = "" if card.good is None else " good" if card.good else " bad"
+    shown = max(shown, NARROWEST // len(card.pictures))
     pictures = "".join(_picture(picture, shown, card.text) for picture in card.pictures)
-    width = max(len(card.pictures) * (shown + 6) - 6, NARROWEST)
+    width = len(card.pictures) * (shown + 6) - 6
     text = f"<p>{_text(card.text)}</p>" if card.text else ""
     return (
         f'<div class="card{state}" style="width:{width}px"><div class="row">{pictures}</div>'
@@ -251,7 +259,7 @@ STYLE = """
   --line: #34363d; --good: #4cc57a; --bad: #ff7a70; --c0: #6aa5f5; --c1: #f0935f; --c2: #4cc57a; --c3: #bd8cf0; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
-main { max-width: 1000px; margin: 0 auto; padding: 36px 20px; }
+main { max-width: 1080px; margin: 0 auto; padding: 36px 20px; }
 h1 { font-size: 28px; margin: 0; letter-spacing: -.01em; }
 h2 { font-size: 18px; margin: 40px 0 12px; }
 p { margin: 4px 0 12px; color: var(--soft); max-width: 75ch; }
@@ -271,6 +279,7 @@ svg { width: 100%; height: auto; display: block; }
 .legend { display: flex; gap: 16px; font-size: 13px; color: var(--soft); }
 .key i { display: inline-block; width: 14px; height: 3px; border-radius: 2px; margin-right: 6px; vertical-align: middle; }
 i.c0 { background: var(--c0); } i.c1 { background: var(--c1); } i.c2 { background: var(--c2); } i.c3 { background: var(--c3); }
+.dot.c0 { fill: var(--c0); } .dot.c1 { fill: var(--c1); } .dot.c2 { fill: var(--c2); } .dot.c3 { fill: var(--c3); }
 .curve.c1 { stroke: var(--c1); } .curve.c2 { stroke: var(--c2); } .curve.c3 { stroke: var(--c3); }
 .cards { display: flex; flex-wrap: wrap; gap: 14px; }
 .card { box-sizing: content-box; padding: 10px; font-size: 13px; line-height: 1.35; border-top-width: 3px; }

@@ -84,6 +84,8 @@ def test_curves_stay_on_the_paper(tmp_path):
     down = np.array([point.split(",") for point in lines[0]["points"].split()], float)
     assert (np.diff(down[:, 0]) > 0).all() and (np.diff(down[:, 1]) >= 0).all()  # to the right and, as the loss falls, down
     assert text.count('class="key"') == 2
+    assert len(Tags(text).all("circle", "dot c1")) == 2  # few points are marked, many are a line
+    assert not Tags(text).all("circle", "dot c0")
 
 
 @pytest.mark.parametrize("low, high", [(0, 1), (0, 4999), (1.37, 1.39), (-3, 12), (0, 0), (5, 5), (1e-6, 3e-6), (24.1, 31.7)])

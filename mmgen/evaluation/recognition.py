@@ -61,7 +61,8 @@ def evaluate(
     pictures or labels.
     """
     generator, out = load(folder, dtype), Path(out)
-    training, test = (named and _labelled(named, _size(generator)) for named in _named(run, data, data_dir))
+    _check(generator)
+    training, test = (None if each is None else _fitting(generator, each) for each in _named(run, data, data_dir))
     protocol = generated.own(generator, num or PICTURES)
     record, labels = generated.draw_classes(generator, out, protocol, protocol.pictures, seed, settings)
     if not first_process():
@@ -114,8 +115,8 @@ def names(generator: Generator) -> Sequence[str]:
     return generator.labels or [str(label) for label in range(generator.null_label)]
 
 
-def _size(generator: Generator) -> int:
-    """Pixels a side of what it draws. Raises UserError where no classifier can judge that."""
+def _check(generator: Generator) -> None:
+    """Raises UserError where no classifier can judge what is drawn."""
     if not isinstance(generator.config.condition, ClassCondition):
         raise UserError("a classifier judges models of classes, and this one takes texts: give --suite a file of prompts")
     if generator.tokenizer is None:
@@ -123,7 +124,6 @@ def _size(generator: Generator) -> int:
     size = generator.tokenizer.config.image_size
     if size % 16:
         raise UserError(f"the classifier reads pictures whose sides are multiples of 16, this model draws {size} x {size}")
-    return size
 
 
 def _named(run: str | Path, data: Sequence[str], data_dir: str | None) -> tuple[Data, Data | None]:
@@ -140,9 +140,13 @@ def _named(run: str | Path, data: Sequence[str], data_dir: str | None) -> tuple[
     return experiment.data, experiment.validation
 
 
-def _labelled(data: Data, size: int) -> Data:
-    data = replace(data, size=size)
-    example = open_source(data)[0]
-    if missing := [told for key, told in (("image", "pictures"), ("label", "labels")) if key not in example]:
+def _fitting(generator: Generator, data: Data) -> Data:
+    """The data in the size that the generator draws. Raises UserError for what has not its classes."""
+    source = open_source(data)
+    if missing := [told for key, told in (("image", "pictures"), ("label", "labels")) if key not in source[0]]:
         raise UserError(f"{data.source} has no {' and no '.join(missing)}. {NAME_THEM}")
-    return data
+    other = generator.labels and source.labels and tuple(source.labels) != tuple(generator.labels)
+    if other or len(source.labels or ()) > generator.null_label:
+        some = ", ".join(source.labels[:5])
+        raise UserError(f"{data.source} has other classes than the model, or in another order: {some} ...")
+    return replace(data, size=generator.tokenizer.config.image_size)

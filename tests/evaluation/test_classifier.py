@@ -151,6 +151,8 @@ def test_runs_that_no_classifier_can_judge(run, tmp_path):
     refused("has no labels. Name the labelled pictures to train a classifier on")
     refused("no labels", data=[str(tmp_path / "train"), "shapes:test"])
     refused("name the pictures to train on and", data=["a", "b", "c"])
+    run.model.labels = ("down", "across", "neither")
+    refused("has other classes than the model, or in another order: across, down", data=[str(tmp_path / "train")])
     run.model.tokenizer.config.image_size = 8
     refused("multiples of 16, this model draws 8 x 8")
     run.model.tokenizer = None
