@@ -107,7 +107,7 @@ def write_report(
 ) -> None:
     """Writes the page at `path`, whole or not at all."""
     body = [
-        f"<header><h1>{_text(title)}</h1><p>{_text(about)}</p></header>",
+        f"<header><h1>{_text(title)}</h1>{f'<p>{_text(about)}</p>' if about else ''}</header>",
         _table(figures) if figures else "",
         *map(_plain_table, tables),
         f'<section><h2>Curves</h2><div class="charts">{"".join(map(_chart, charts))}</div></section>' if charts else "",
@@ -130,12 +130,15 @@ def _text(text: str) -> str:
 
 
 def _table(figures: Sequence[Figure]) -> str:
-    rows = "".join(
-        f"<tr><th>{_text(f.name)}</th><td class=value>{_text(f.shown)}</td>"
-        f"<td>{_text(f.wanted)}</td><td>{_mark(f.reached, 'reached', 'missed')}</td></tr>"
-        for f in figures
-    )
-    head = "<thead><tr><th></th><th class=value>result</th><th>target</th><th></th></tr></thead>"
+    """Where nothing has a target there is no column of them."""
+    aimed = any(figure.wanted for figure in figures)
+
+    def row(f: Figure) -> str:
+        target = f"<td>{_text(f.wanted)}</td><td>{_mark(f.reached, 'reached', 'missed')}</td>" if aimed else ""
+        return f"<tr><th>{_text(f.name)}</th><td class=value>{_text(f.shown)}</td>{target}</tr>"
+
+    rows, target = "".join(map(row, figures)), "<th>target</th><th></th>" if aimed else ""
+    head = f"<thead><tr><th></th><th class=value>result</th>{target}</tr></thead>"
     return f'<section><h2>Figures</h2><div class="wide"><table>{head}<tbody>{rows}</tbody></table></div></section>'
 
 

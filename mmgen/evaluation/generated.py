@@ -17,7 +17,7 @@ from jaxtyping import Int, UInt8
 from mmgen_tokenizers.configs import to_json
 from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.evaluation.protocols import Protocol, draw_labels, finish, named
-from mmgen_tokenizers.evaluation.results import Result, score
+from mmgen_tokenizers.evaluation.results import Result, check_reference, score
 from mmgen_tokenizers.evaluation.sets import open_pictures
 from mmgen_tokenizers.files import flatten, read_json, write_atomically, write_json
 from mmgen_tokenizers.pictures import to_uint8
@@ -56,8 +56,9 @@ def evaluate(
         raise UserError("name a --protocol, or say with --num how many pictures to draw by the model's own settings")
     chosen = own(generator, num) if protocol is None else named(protocol)
     check(generator, chosen, protocol)
-    record, _ = draw_classes(generator, out, chosen, num or chosen.pictures, seed, settings)
     size = (chosen.size, chosen.size)
+    check_reference(reference, weights, size, chosen.crop, statistics)
+    record, _ = draw_classes(generator, out, chosen, num or chosen.pictures, seed, settings)
     found = score(out / "pictures", reference, weights, size, chosen.crop, statistics)
     if not first_process():
         return None

@@ -79,7 +79,7 @@ def _cell(figure: dict[str, Any] | None) -> str:
     if figure is None:
         return ""
     bounds = figure.get("interval")
-    return f"{figure['value']:.5g}" + (f" ({bounds[0]:.4g} .. {bounds[1]:.4g})" if bounds else "")
+    return f"{figure['value']:.4g}" + (f" ({bounds[0]:.4g} .. {bounds[1]:.4g})" if bounds else "")
 
 
 def training(runs: Sequence[str]) -> list[Chart]:
