@@ -14,7 +14,7 @@ from mmgen.evaluation import classifier, generated, page, recognition
 from mmgen.evaluation.classifier import blurred, fcd, recognised, train_classifier
 from mmgen.model.config import ClassCondition, Sampling, TextCondition
 
-STEPS = 24
+STEPS = 20
 
 
 def bars(labels, rng):
@@ -31,7 +31,7 @@ def bars(labels, rng):
 def stream(seed):
     rng = np.random.default_rng(seed)
     while True:
-        labels = rng.integers(0, 3, 16).astype(np.int32)
+        labels = rng.integers(0, 3, 32).astype(np.int32)
         yield {"image": bars(labels, rng), "label": labels}
 
 

@@ -27,6 +27,7 @@ OTHER_ROWS = 128
 KEPT = 10_000  # rows of features in a file of statistics, as many pictures as ADM's reference files hold
 KERNEL_ROWS = 5000  # of each set that the kernel distance is of, at most
 FEWEST = 4  # pictures of a set
+FOLDED = 1024  # rows that become moments at once: of few that takes as long, and GPUs would wait for it
 
 
 class Measured(NamedTuple):
@@ -71,17 +72,24 @@ class Meter:
     """Measures a set whose pictures come in pieces; of several processes each is given its own ones (processes.py)."""
 
     def __init__(self, extractor: Extractor):
-        self._extractor, self._kept = extractor, []
+        self._extractor, self._kept, self._waiting = extractor, [], []
         self._moments: tuple[Moments, ...] = ()  # of pool and spatial; the latter are too many to be kept
 
     def add(self, pictures: UInt8[np.ndarray, "B H W 3"]) -> None:
         found = self._extractor(pictures)
-        own = Moments.of(found.pool), Moments.of(found.spatial)
-        self._moments = tuple(map(operator.add, self._moments, own)) if self._moments else own
         self._kept.append((found.pool, found.probabilities))
+        self._waiting.append((found.pool, found.spatial))
+        if sum(len(pool) for pool, _ in self._waiting) >= FOLDED:
+            self._fold()
+
+    def _fold(self) -> None:
+        own = tuple(Moments.of(np.concatenate(column)) for column in zip(*self._waiting, strict=True))
+        self._moments, self._waiting = tuple(map(operator.add, self._moments, own)) if self._moments else own, []
 
     def measured(self) -> Measured:
         """Every process must call it."""
+        if self._waiting:
+            self._fold()
         pool, spatial = _of_all(self._moments[:1]), _of_all(self._moments[1:])
         columns = zip(*self._kept, strict=True) if self._kept else ((), ())
         features, probabilities = (np.concatenate(gather(column, np.float32)) for column in columns)

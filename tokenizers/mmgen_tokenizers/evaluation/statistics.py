@@ -3,11 +3,15 @@ Inception score, precision and recall. Of each figure also its *influence*, [N]:
 from which `interval` makes a bootstrap interval without computing the figure again.
 """
 
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
+
+from ..streaming import groups
 
 NEIGHBOURS = 3  # the k of precision and recall in ADM's evaluator
 SPLIT = 5000  # rows that one Inception score is of; the score of more is the mean of these
@@ -135,50 +139,62 @@ def precision_recall(
     In float32; ADM's evaluator rounds the features to float16 first.
     """
     middle = reference.mean(0, dtype=np.float64)  # distances are differences of squares: smaller ones are exacter
-    samples, reference = (np.asarray(x, np.float32) - middle.astype(np.float32) for x in (samples, reference))
-    reach_samples, reach_reference = radii(samples, k), radii(reference, k)
+    a, b = (_sides(np.asarray(x, np.float32) - middle.astype(np.float32)) for x in (samples, reference))
+    reach_samples, reach_reference = _radii(a, k), _radii(b, k)
     within, covered = np.zeros(len(samples), bool), np.zeros(len(reference), bool)
-    for own in _blocks(samples):
-        for other in _blocks(reference):
-            distance = _squared(samples[own], reference[other])
-            within[own] |= (distance <= reach_reference[other]).any(1)
-            covered[other] |= (distance <= reach_samples[own, None]).any(0)
+    for own, other, distance in _distances(a, b, list(itertools.product(_blocks(samples), _blocks(reference)))):
+        within[own] |= (distance <= reach_reference[other]).any(1)
+        covered[other] |= (distance <= reach_samples[own, None]).any(0)
     return within, covered
 
 
-def radii(features: Float[np.ndarray, "N F"], k: int) -> Float[np.ndarray, " N"]:
+class _Sides(NamedTuple):
+    """A set twice, so that left @ right.T are squared distances: |a|^2 + |b|^2 - 2 a.b."""
+
+    left: Float[np.ndarray, "N F+2"]
+    right: Float[np.ndarray, "N F+2"]
+
+
+def _sides(x: Float[np.ndarray, "N F"]) -> _Sides:
+    norm, one = np.einsum("nf,nf->n", x, x)[:, None], np.ones((len(x), 1), np.float32)
+    return _Sides(np.hstack([x, norm, one]), np.hstack([-2 * x, one, norm]))
+
+
+def _radii(rows: _Sides, k: int) -> Float[np.ndarray, " N"]:
     """Squared distance of each row to its k-th neighbour among the others. A distance is computed once, for both its rows."""
-    nearest = np.full((len(features), k), np.inf, np.float32)
-    blocks = _blocks(features)
-    for i, own in enumerate(blocks):
-        for other in blocks[i:]:
-            distance = _squared(features[own], features[other])
-            if own == other:
-                np.fill_diagonal(distance, np.inf)
-            else:
-                _keep(nearest[other], distance.T)
-            _keep(nearest[own], distance)
-    return nearest.max(1)
+    nearest = np.full((len(rows.left), k), np.inf, np.float32)
+    pairs = list(itertools.combinations_with_replacement(_blocks(rows.left), 2))
+    for own, other, distance in _distances(rows, rows, pairs):
+        if own == other:
+            np.fill_diagonal(distance, np.inf)
+        else:
+            _keep(nearest[other], distance.T)
+        _keep(nearest[own], distance)
+    return np.maximum(nearest.max(1), 0)
 
 
 def _keep(nearest: Float[np.ndarray, "n k"], distance: Float[np.ndarray, "n m"]) -> None:
     """Has `nearest` hold the k smallest of its own and of `distance`. Most rows have none that is nearer."""
     (rows,) = np.nonzero(distance.min(1) < nearest.max(1))
-    both = np.concatenate([nearest[rows], distance[rows]], 1)
-    nearest[rows] = np.partition(both, nearest.shape[1] - 1, 1)[:, : nearest.shape[1]]
+    both, each = np.concatenate([nearest[rows], distance[rows]], 1), np.arange(len(rows))
+    for i in range(nearest.shape[1]):  # quicker than to sort
+        place = both.argmin(1)
+        nearest[rows, i] = both[each, place]
+        both[each, place] = np.inf
 
 
 def _blocks(rows: Float[np.ndarray, "N F"]) -> list[slice]:
     return [slice(start, start + BLOCK) for start in range(0, len(rows), BLOCK)]
 
 
-def _squared(a: Float[np.ndarray, "n F"], b: Float[np.ndarray, "m F"]) -> Float[np.ndarray, "n m"]:
-    """In NumPy, even where there is an accelerator: seconds in all, and on CPUs BLAS is faster than XLA."""
-    distance = a @ b.T
-    distance *= -2
-    distance += np.einsum("nf,nf->n", a, a)[:, None]
-    distance += np.einsum("mf,mf->m", b, b)
-    return np.maximum(distance, 0, out=distance)
+def _distances(
+    a: _Sides, b: _Sides, pairs: Sequence[tuple[slice, slice]]
+) -> Iterator[tuple[slice, slice, Float[np.ndarray, "n m"]]]:
+    """Each pair with the squared distances of its blocks; a thread computes the next ones meanwhile. In NumPy, even where there
+    is an accelerator: it is seconds, and on CPUs BLAS is faster than XLA."""
+    found = groups(lambda i: a.left[pairs[i][0]] @ b.right[pairs[i][1]].T, len(pairs), 1)
+    for (own, other), (distance,) in zip(pairs, found, strict=True):
+        yield own, other, distance
 
 
 # Kernel distance -----------------------------------------------------------------------------------------------------
@@ -225,7 +241,8 @@ def _kernel(x: Float[np.ndarray, "n F"], y: Float[np.ndarray, "m F"]) -> _Kernel
     alike, x, y = x is y, np.asarray(x, np.float64), np.asarray(y, np.float64)
     rows, columns, squares = np.zeros(len(x)), np.zeros(len(y)), 0.0
     for start in range(0, len(x), BLOCK):
-        values = (x[start : start + BLOCK] @ y.T / x.shape[1] + 1) ** 3
+        values = x[start : start + BLOCK] @ y.T / x.shape[1] + 1
+        values *= np.square(values)
         if alike:
             values[np.arange(len(values)), start + np.arange(len(values))] = 0
         rows[start : start + BLOCK] = values.sum(1)
