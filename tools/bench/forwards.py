@@ -100,7 +100,7 @@ def charts(entries: list[dict]) -> list[Chart]:
         windows, shares = found.setdefault(entry["batch"], {}).setdefault(label(entry), ([], []))
         windows.append(entry["window"])
         shares.append(entry["share"])
-    return [Chart(f"Forwards over N by window, batch {batch}", curves) for batch, curves in found.items()]
+    return [Chart(f"Forwards over N by window, batch {batch}", curves, "window") for batch, curves in found.items()]
 
 
 def page(path: Path, what: str, entries: list[dict], own: dict) -> None:
