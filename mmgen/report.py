@@ -212,7 +212,8 @@ def _plot(chart: Chart) -> tuple[list[tuple[int, str]], str]:
     ]
     last = ", ".join(f"{name} {points[-1][1]:.4g}" for name, points in curves.items())
     title = f"<title>{_text(chart.title)}: at the end {_text(last)}</title>"
-    return [(i, _text(name)) for i, name in enumerate(curves)], title + _axes(chart.across, x_ticks, y_ticks, place) + "".join(lines)
+    axes = _axes(chart.across, x_ticks, y_ticks, place)
+    return [(i, _text(name)) for i, name in enumerate(curves)], title + axes + "".join(lines)
 
 
 def _dots(curve: int, points: Sequence[tuple[float, float]], place: Callable[[float, float], str]) -> str:
@@ -221,8 +222,8 @@ def _dots(curve: int, points: Sequence[tuple[float, float]], place: Callable[[fl
     return "".join(f'<circle class="dot c{curve}" cx="{x}" cy="{y}" r="3"/>' for x, y in places)
 
 
-def _axes(across: str, x_ticks: Sequence[float], y_ticks: Sequence[float], place: Callable[[float, float], str]) -> str:
-    parts = [f'<text class="tick" x="{LEFT - 7}" y="{HEIGHT - 8}" text-anchor="end">{_text(across)}</text>']
+def _axes(counted: str, x_ticks: Sequence[float], y_ticks: Sequence[float], place: Callable[[float, float], str]) -> str:
+    parts = [f'<text class="tick" x="{LEFT - 7}" y="{HEIGHT - 8}" text-anchor="end">{_text(counted)}</text>']
     for y in y_ticks:
         height = place(x_ticks[0], y).split(",")[1]
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height}" y2="{height}"/>')
