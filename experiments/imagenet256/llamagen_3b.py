@@ -3,9 +3,9 @@
     mmgen preflight experiments/imagenet256/llamagen_3b.py --topology v5e:16x16
     mmgen train experiments/imagenet256/llamagen_3b.py
 
-The learning rate is the paper's for each 256 pictures. The mesh is for multiples of eight chips. Its pieces of the width, 3200 / 8,
-are a multiple of 16, the rows of bfloat16 that TPUs lay out together: with pieces of 25 rows (fsdp 128, tensor 2) libtpu needed
-more than 400 s on one core for this step.
+The learning rate is the paper's for each 256 pictures. The mesh is for multiples of eight chips. Its pieces of the width
+have 400 rows, a multiple of the 16 of bfloat16 that TPUs lay out together: with pieces of 25 (fsdp 128, tensor 2) libtpu
+needed more than 400 s on one core for this step.
 
 Expected, as published, with 50,000 samples and guidance 1.65: FID 3.05 (with averaged weights).
 Result: this has not been run.
