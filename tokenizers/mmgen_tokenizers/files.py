@@ -38,7 +38,7 @@ def place(path: str | Path) -> Path:
     scheme, found, _ = str(path).partition("://")
     if not found:
         return Path(path)
-    import fsspec  # it and etils come with array_record
+    import fsspec
     from etils import epath
 
     try:
