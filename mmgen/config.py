@@ -157,6 +157,7 @@ class Experiment:
     every_preview: int = 1000
     every_checkpoint: int = 1000
     keep: int = 2  # checkpoints kept
+    checkpoints: str | None = None  # where, if not in the run folder: a folder that all hosts see, or gs://bucket/folder
     mesh: MeshSizes = MeshSizes()
 
     def __post_init__(self):

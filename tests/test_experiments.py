@@ -23,7 +23,7 @@ FOLDERS = sorted(path.parent.name for path in EXPERIMENTS.glob("*/tokenizer.py")
 
 
 def test_these_are_the_experiments():
-    assert FOLDERS == ["emoji", "fashion_mnist", "shapes"]
+    assert FOLDERS == ["emoji", "emoji_1024", "fashion_mnist", "shapes"]
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "generator"])

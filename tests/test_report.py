@@ -58,7 +58,7 @@ def test_figures_stand_beside_their_targets(tmp_path):
     text = page(tmp_path, rows)
     assert "27.12 dB" in text and "at least 24.00 dB" in text and "50.0%" in text and "at least 70.0%" in text
     assert "at most 15.00" in text and ">256<" in text and ">cpu<" in text
-    assert (text.count("✓ reached"), text.count("✗ missed")) == (2, 1)
+    assert (text.count("✓&nbsp;reached"), text.count("✗&nbsp;missed")) == (2, 1)
 
 
 def test_pictures_are_lossless_and_verdicts_are_told(tmp_path):
@@ -67,7 +67,7 @@ def test_pictures_are_lossless_and_verdicts_are_told(tmp_path):
     found = [base64.b64decode(a["src"].split(",")[1]) for a in Tags(text).all("img")]
     for data, expected in zip(found, (RED, BLUE, BLUE, RED), strict=True):
         np.testing.assert_array_equal(read_picture(data), expected)
-    assert "✓ right" in text and "✗ two blue" in text and "what they are" in text
+    assert "✓&nbsp;right" in text and "✗&nbsp;two blue" in text and "what they are" in text
     assert [len(Tags(text).all("div", kind)) for kind in ("card good", "card bad", "card")] == [1, 1, 4]  # "cards" too
 
 
@@ -84,6 +84,8 @@ def test_curves_stay_on_the_paper(tmp_path):
     down = np.array([point.split(",") for point in lines[0]["points"].split()], float)
     assert (np.diff(down[:, 0]) > 0).all() and (np.diff(down[:, 1]) >= 0).all()  # to the right and, as the loss falls, down
     assert text.count('class="key"') == 2
+    assert len(Tags(text).all("circle", "dot c1")) == 2  # few points are marked, many are a line
+    assert not Tags(text).all("circle", "dot c0")
 
 
 @pytest.mark.parametrize("low, high", [(0, 1), (0, 4999), (1.37, 1.39), (-3, 12), (0, 0), (5, 5), (1e-6, 3e-6), (24.1, 31.7)])

@@ -36,6 +36,7 @@ def installed(folder: Path) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inception, "CHANNELS", 1)
         patch.setattr(scoring, "ROWS", {"cpu": 4})
+        patch.setattr(scoring, "FOLDED", 8)
         own, fresh = scoring.Extractor(file), scoring.Extractor
         for module in (results, reconstruction):
             patch.setattr(module, "Extractor", lambda other: own if str(other) == str(file) else fresh(other))

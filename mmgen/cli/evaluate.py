@@ -11,6 +11,10 @@ read back by a program and reported as GenEval does; files are those of PartiPro
 TIFA, drawn onto a sheet for each category and scored by --scorer, a Python function of (pictures uint8 [B, H, W, 3], prompts)
 that gives B numbers.
 
+With --classifier, a small network learns to tell the classes of labelled pictures: those that RUN was trained on, or those of
+SPEC (as below), and of a second one to test it. It says how many of those drawn (--num, or 500) it recognises as the class
+asked for, and how far they are from the real ones in its features (FCD, never FID): for data that no published network fits.
+
 With --likelihood, the model says how probable pictures are that it has not seen: bits a dimension where its tokens are the
 pixels (mmgen-tokenizers pixels; of grey pictures bits a pixel), else bits a picture. SPEC is as in `mmgen tokenize`:
 shapes:test, tfds:NAME:SPLIT, a folder of pictures or of token shards.
@@ -25,6 +29,7 @@ example:
   mmgen evaluate --samples samples.npz --reference imagenet/val --inception pt_inception.pth --save-statistics val.npz
   mmgen evaluate runs/quickstart/generator --suite shapes
   mmgen evaluate models/t2i --suite PartiPrompts.tsv --scorer my_scorer:score
+  mmgen evaluate runs/fashion_mnist_generator --classifier tfds:fashion_mnist:train tfds:fashion_mnist:test
   mmgen evaluate runs/pixels --likelihood tfds:fashion_mnist:test
 """
 
@@ -56,8 +61,9 @@ def parser() -> Parser:
     )
     p.add_argument("--suite", nargs="+", metavar="shapes|nlvr|FILE", help="prompts to draw, instead of a protocol's classes")
     p.add_argument("--scorer", metavar="MODULE:FUNCTION", help="what scores the pictures of --suite")
+    p.add_argument("--classifier", nargs="*", metavar="SPEC", help="judge by one that learns these pictures (RUN's)")
     p.add_argument("--likelihood", metavar="SPEC", help="pictures or token shards of which to say how probable they are")
-    p.add_argument("--data-dir", metavar="DIR", help="where TFDS sets of --likelihood lie (default: TFDS's own)")
+    p.add_argument("--data-dir", metavar="DIR", help="where TFDS sets of SPEC lie (default: TFDS's own)")
     p.add_argument("--size", type=positive, metavar="PIXELS", help="squares to which pictures of a folder of --samples are cut")
     p.add_argument("--crop", choices=("adm", "lanczos"), help="how pictures of folders are cut (adm)")
     p.add_argument("--save-statistics", metavar="FILE.npz", help="write those of the reference, to name them next time")
@@ -84,14 +90,18 @@ def main(arguments: Sequence[str]) -> None:
 def _mode(args: argparse.Namespace) -> Callable[[argparse.Namespace], None]:
     """What is asked for. Raises UserError for options that do not belong to it."""
     if args.likelihood:
-        _refuse(args, ("samples", "suite", "scorer", "seed", *SCORING, *SETTINGS), "--likelihood")
+        _refuse(args, ("samples", "suite", "scorer", "classifier", "seed", *SCORING, *SETTINGS), "--likelihood")
         return _likelihood
-    _refuse(args, ("data_dir",), "anything but --likelihood")
+    if args.classifier is not None:
+        _refuse(args, ("samples", "suite", "scorer", *SCORING), "--classifier")
+        return _classifier
+    _refuse(args, ("data_dir",), "anything but --likelihood and --classifier")
     if args.suite:
         _refuse(args, ("samples", *SCORING), "--suite")
         return _suite
     if missing := [f"--{name}" for name in ("reference", "inception") if getattr(args, name) is None]:
-        raise UserError(f"{' and '.join(missing)} must be given: what to compare with, and by which weights")
+        told = "what to compare with, and by which weights (--classifier, --suite and --likelihood need neither)"
+        raise UserError(f"{' and '.join(missing)} must be given: {told}")
     if args.samples:
         _refuse(args, ("scorer", *DRAWING), "--samples, which are drawn already")
         return _score
@@ -140,6 +150,16 @@ def _suite(args: argparse.Namespace) -> None:
         found = suites.evaluate(run, args.suite, out, args.num, args.scorer, **_how(args))
     if found is not None:
         _tell(found, "", f"{out / 'evaluation.json'} and {out / 'report.html'}")
+
+
+def _classifier(args: argparse.Namespace) -> None:
+    from mmgen.evaluation.recognition import evaluate
+
+    run, out = _begin(args, "classifier")
+    made = evaluate(run, args.run, out, args.num, args.classifier, args.data_dir, **_how(args))
+    if made is not None:
+        result, found = made
+        _tell(result, f"{len(found.pictures)} pictures of {args.run}", f"{out / 'evaluation.json'} and {out / 'report.html'}")
 
 
 def _likelihood(args: argparse.Namespace) -> None:

@@ -26,10 +26,11 @@ from mmgen_tokenizers.image_folder import read_metadata
 from mmgen_tokenizers.pictures import PictureError, read_picture
 from PIL import Image
 
+from mmgen.data.shapes import RELATIONS, SQUARE, cover, opposite
+
 COLOURS = {"black": (0, 0, 0), "blue": (0, 153, 255), "yellow": (255, 255, 0)}
 SHAPES = ("circle", "square", "triangle")
 SIZES = {"small": 10, "medium": 20, "large": 30}
-RELATIONS = ("above", "below", "left of", "right of")
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 SIDE = 100  # units of a box; as many pixels in NLVR's pictures, in which boxes begin at 0, 150 and 300
 STARTS = (0, 150, 300)
@@ -104,7 +105,7 @@ def related(objects: Sequence[Object], turned: bool = False) -> Said | None:
 def stands(one: Object, relation: str, other: Object, slack: int = 0) -> bool:
     """Whether the relation is true, but for an overlap of `slack`."""
     if relation in ("below", "right of"):
-        return stands(other, {"below": "above", "right of": "left of"}[relation], one, slack)
+        return stands(other, opposite(relation), one, slack)
     axis = "y" if relation == "above" else "x"
     return getattr(one, axis) + one.pixels <= getattr(other, axis) + slack
 
@@ -137,16 +138,9 @@ def draw(objects: Sequence[Object]) -> UInt8[np.ndarray, "100 100 3"]:
 
 @functools.cache
 def cover_of(shape: str, pixels: int) -> Float[np.ndarray, "pixels pixels"]:
-    """The share of each pixel that the shape covers."""
-    samples = 8  # a side, in every pixel
-    at = (np.arange(pixels * samples) + 0.5) / samples
-    x, y = np.abs(at[None, :] - pixels / 2), at[:, None]
-    inside = {
-        "square": (x <= pixels) & (y <= pixels),
-        "circle": x**2 + (y - pixels / 2) ** 2 < (pixels / 2) ** 2,
-        "triangle": 2 * x < y,  # upright, as wide as high
-    }[shape]
-    return inside.reshape(pixels, samples, pixels, samples).mean((1, 3))
+    """The share of each pixel that the shape covers; all are as wide as high."""
+    radius = pixels / 2 / (SQUARE if shape == "square" else 1)
+    return cover(shape, radius, (pixels / 2, pixels / 2), pixels, pixels)
 
 
 # Read back -----------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ SIZES = ("small", "large")
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 RELATIONS = ("above", "below", "left of", "right of")  # the opposite of relation r is r ^ 1
 
+SQUARE = 0.875  # half a square's side, of the radius of a circle that looks as large
 _RADIUS = {"small": 4.0, "large": 6.5}  # pixels of the 32 x 32 picture
 _SPLITS = ("train", "test")
 _TEST_SHARE = 10  # one combination in this many is kept for the test split
@@ -79,11 +80,12 @@ def combination(thing: Thing, place: str | None = None, others: Sequence[tuple[s
     if len(others) == 1:
         relation, other = others[0]
         if RELATIONS.index(relation) % 2:
-            return Combination(other, None, ((_opposite(relation), thing),))
+            return Combination(other, None, ((opposite(relation), thing),))
     return Combination(thing, place, tuple(sorted(others, key=lambda o: (RELATIONS.index(o[0]), _number(o[1])))))
 
 
-def _opposite(relation: str) -> str:
+def opposite(relation: str) -> str:
+    """What holds from the other thing's side."""
     return RELATIONS[RELATIONS.index(relation) ^ 1]
 
 
@@ -207,7 +209,7 @@ def wordings(said: Combination) -> tuple[str, str]:
         return (f"{said.thing} in the {said.place}",) * 2
     if len(said.others) == 1:
         relation, other = said.others[0]
-        return f"{said.thing} {relation} {other}", f"{other} {_opposite(relation)} {said.thing}"
+        return f"{said.thing} {relation} {other}", f"{other} {opposite(relation)} {said.thing}"
     first, second = (f"{relation} {other}" for relation, other in said.others)
     return f"{said.thing} {first} and {second}", f"{said.thing} {second} and {first}"
 
@@ -260,9 +262,16 @@ def draw(scene: Scene, size: int = 32) -> UInt8[np.ndarray, "size size 3"]:
 @functools.cache
 def _cover(shape: str, size: str, moved: tuple[float, float], pixels: int) -> Float[np.ndarray, "pixels pixels"]:
     """The share of each pixel of a cell that the shape covers. A cell is 16 units wide whatever its pixels."""
+    return cover(shape, _RADIUS[size], (7.5 + moved[0], 7.5 + moved[1]), pixels, 16)
+
+
+def cover(
+    shape: str, radius: float, centre: tuple[float, float], pixels: int, width: float
+) -> Float[np.ndarray, "pixels pixels"]:
+    """The share of each pixel of a square `width` units wide that a shape around `centre` (right, down) covers."""
     samples = 8  # a side, in every pixel
-    at = (np.arange(pixels * samples) + 0.5) * 16 / (pixels * samples)
-    inside = _inside(shape, at[None, :] - 7.5 - moved[0], at[:, None] - 7.5 - moved[1], _RADIUS[size])
+    at = (np.arange(pixels * samples) + 0.5) * width / (pixels * samples)
+    inside = _inside(shape, at[None, :] - centre[0], at[:, None] - centre[1], radius)
     return inside.reshape(pixels, samples, pixels, samples).mean((1, 3))
 
 
@@ -270,7 +279,7 @@ def _inside(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarr
     if shape == "circle":
         return x**2 + y**2 < radius**2
     if shape == "square":
-        return np.maximum(abs(x), abs(y)) < 0.875 * radius
+        return np.maximum(abs(x), abs(y)) < SQUARE * radius
     if shape == "triangle":  # upright: the apex at -radius, the base as wide as high
         return (abs(y) < radius) & (2 * abs(x) < y + radius)
     arm = 0.34 * radius

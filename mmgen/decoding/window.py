@@ -58,7 +58,8 @@ class Windowed(Autoregressive):
         mask = (jnp.arange(self.room) <= slot[..., None]) & valid[:, None]
         modulator, head_modulator = ends.modulators(c, r.batch, slots)
         angles = rotary_angles(c.block, slots.position)
-        states, cache = self._layers(r.params["layers"], x, angles, mask, modulator, cache, slot[:, 0])
+        first = slot[:, 0] if B > 1 else slot[0, 0]  # the rows of one picture are at one place, which takes no scatter
+        states, cache = self._layers(r.params["layers"], x, angles, mask, modulator, cache, first)
         each = np.arange(W)[:, None]
         logits = combine_with(ends.heads, states, head_modulator, each, np.zeros_like(each), np.ones_like(each))
         guidance = r.settings.guidance[jnp.minimum(sites, self.plan.sites - 1)]

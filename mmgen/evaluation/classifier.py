@@ -5,6 +5,7 @@ whether the condition is obeyed; its accuracy on real test pictures says how far
 own features is called FCD, never FID: numbers of two classifiers do not compare.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -46,12 +47,7 @@ class Classifier:
     """A trained network: pictures -> labels."""
 
     def __init__(self, graph: nnx.GraphDef, params: dict):
-        def found(params: dict, pictures: Array) -> tuple[Array, Array]:
-            network = nnx.merge(graph, nnx.State(params))
-            features = network.features(to_float(pictures))
-            return features, jnp.argmax(network.out(features), -1)
-
-        self._params, self._found = params, jax.jit(found)
+        self._graph, self._params = graph, params
 
     def __call__(self, pictures: UInt8[np.ndarray, "B H W 3"]) -> Int[np.ndarray, "B"]:
         return self._all(pictures)[1]
@@ -61,8 +57,18 @@ class Classifier:
         return self._all(pictures)[0]
 
     def _all(self, pictures: UInt8[np.ndarray, "B H W 3"]) -> list[np.ndarray]:
-        pieces = [self._found(self._params, pictures[start : start + CHUNK]) for start in range(0, len(pictures), CHUNK)]
+        starts = range(0, len(pictures), CHUNK)
+        pieces = [_found(self._graph, self._params, pictures[start : start + CHUNK]) for start in starts]
         return [np.concatenate(column) for column in zip(*pieces, strict=True)]
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _found(
+    graph: nnx.GraphDef, params: dict, pictures: UInt8[Array, "B H W 3"]
+) -> tuple[Float[Array, "B 128"], Int[Array, " B"]]:
+    network = nnx.merge(graph, nnx.State(params))
+    features = network.features(to_float(pictures))
+    return features, jnp.argmax(network.out(features), -1)
 
 
 def fcd(
@@ -75,6 +81,15 @@ def fcd(
     return {"value": value, "interval": list(interval(value, influence))}
 
 
+def blurred(pictures: UInt8[np.ndarray, "N H W 3"], width: int = 5) -> UInt8[np.ndarray, "N H W 3"]:
+    """Each pixel the mean of the square of so many pixels around it; a yardstick for distances."""
+    H, W = pictures.shape[1:3]
+    around = ((0, 0), *[(width // 2, width - 1 - width // 2)] * 2, (0, 0))
+    wide = np.pad(pictures.astype(np.float32), around, "edge")
+    total = sum(wide[:, i : i + H, j : j + W] for i in range(width) for j in range(width))
+    return np.rint(total / width**2).astype(np.uint8)
+
+
 def train_classifier(
     batches: Iterator[dict[str, Any]], classes: int, size: int, steps: int = 2500, peak: float = 2e-3, seed: int = 0
 ) -> Classifier:
@@ -84,23 +99,33 @@ def train_classifier(
     """
     graph, params = nnx.split(Network(size, classes, nnx.Rngs(seed)), nnx.Param)
     params = nnx.to_pure_dict(params)
-    optimizer = optax.adamw(optax.cosine_onecycle_schedule(steps, peak), weight_decay=1e-4)
-
-    def logits(params: dict, pictures: Array) -> Array:
-        return nnx.merge(graph, nnx.State(params))(to_float(pictures))
-
-    def loss(params: dict, pictures: Array, labels: Array) -> Array:
-        return optax.softmax_cross_entropy_with_integer_labels(logits(params, pictures), labels).mean()
-
-    @jax.jit
-    def step(params: dict, state: Any, pictures: Array, labels: Array) -> tuple[dict, Any]:
-        updates, state = optimizer.update(jax.grad(loss)(params, pictures, labels), state, params)
-        return optax.apply_updates(params, updates), state
-
+    optimizer = _optimizer(steps, peak)
     state = optimizer.init(params)
     for _, batch in zip(range(steps), batches, strict=False):
-        params, state = step(params, state, batch["image"], batch["label"])
+        params, state = _step(graph, optimizer, params, state, batch["image"], batch["label"])
     return Classifier(graph, params)
+
+
+@functools.cache  # so that classifiers which are trained alike share a program
+def _optimizer(steps: int, peak: float) -> optax.GradientTransformation:
+    return optax.adamw(optax.cosine_onecycle_schedule(steps, peak), weight_decay=1e-4)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "optimizer"))
+def _step(
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    params: dict,
+    state: optax.OptState,
+    pictures: UInt8[Array, "B H W 3"],
+    labels: Int[Array, " B"],
+) -> tuple[dict, optax.OptState]:
+    def loss(params: dict) -> Array:
+        logits = nnx.merge(graph, nnx.State(params))(to_float(pictures))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+    return optax.apply_updates(params, updates), state
 
 
 def recognised(

@@ -4,7 +4,7 @@ the checker of the embedded ones, or that of NLVR's boxes, stands in the place o
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import UInt8
 from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.files import write_json
-from mmgen_tokenizers.pictures import to_uint8
 
 from mmgen import __version__
 from mmgen.data import nlvr
 from mmgen.data.shapes import Verdict, arrangements, parse, verify_all
+from mmgen.evaluation import generated
 from mmgen.evaluation.shapes import unseen
 from mmgen.folders import step_of
 from mmgen.generator import load
@@ -60,27 +60,28 @@ def evaluate(
     dtype: str | None = None,
     scenes: str = "shapes",
     **settings,
-) -> dict[str, Any]:
-    """Draws for `num` (256) captions of one of SCENES; writes OUT/evaluation.json and a page.
+) -> dict[str, Any] | None:
+    """Draws for `num` (256) captions of one of SCENES into OUT/pictures, in pieces that are drawn once; writes
+    OUT/evaluation.json and a page.
 
-    Of "shapes" they are combinations that no training caption named. `settings` go to `Generator.generate`. Raises UserError
-    for a model that does not draw such scenes.
+    Of "shapes" they are combinations that no training caption named. Of several processes each draws its share, and all but the
+    first return None. `settings` go to `Generator.generate`. Raises UserError for a model that does not draw such scenes.
     """
     generator, out, (captions, reader, fits) = load(folder, dtype), Path(out), SCENES[scenes]
     size = generator.tokenizer and generator.tokenizer.config.image_size
     if not isinstance(generator.config.condition, TextCondition) or not fits(size):
         raise UserError(f"{folder} does not draw pictures of {scenes} from captions, {WIDTHS[scenes]}: give --suite a file")
-    given = {name: value for name, value in settings.items() if value is not None}
     prompts = captions(num or PROMPTS)
-    pictures = to_uint8(generator.generate(prompts=prompts, seed=seed, **given).images)
+    record = generated.draw_prompts(generator, out, prompts, seed, settings)
+    if not first_process():
+        return None
+    pictures = generated.drawn(out)
     drawn = Drawn(prompts, pictures, reader(prompts, pictures))
     found = rates(drawn.shown)
-    about = {"model": str(folder), "step": step_of(folder), "seed": seed, "pictures": len(prompts)}
-    result = {"figures": figures(found), "suite": scenes, **about, "sampling": asdict(generator.sampling) | given}
-    result |= {"versions": {"mmgen": __version__}}
-    if first_process():
-        write_json(out / "evaluation.json", result)
-        write_report(out / "report.html", "What was asked and what is shown", table(found), [], [gallery(drawn)])
+    about = {"model": str(folder), "step": step_of(folder), "versions": {"mmgen": __version__}}
+    result = {"figures": figures(found), "suite": scenes, **about, "record": record}
+    write_json(out / "evaluation.json", result)
+    write_report(out / "report.html", "What was asked and what is shown", table(found), [], [gallery(drawn)])
     return result
 
 

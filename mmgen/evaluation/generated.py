@@ -13,11 +13,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Int, UInt8
 from mmgen_tokenizers.configs import to_json
 from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.evaluation.protocols import Protocol, draw_labels, finish, named
-from mmgen_tokenizers.evaluation.results import Result, score
+from mmgen_tokenizers.evaluation.results import Result, check_reference, score
+from mmgen_tokenizers.evaluation.sets import open_pictures
 from mmgen_tokenizers.files import flatten, read_json, write_atomically, write_json
+from mmgen_tokenizers.pictures import to_uint8
 from mmgen_tokenizers.progress import Counter
 
 from mmgen import __version__
@@ -49,27 +52,25 @@ def evaluate(
     `settings` of `Generator.generate` take the place of the protocol's. `weights`: of InceptionV3.
     """
     generator, out = load(folder, dtype), Path(out)
-    chosen = _own(generator, num) if protocol is None else named(protocol)
-    count = num or chosen.pictures
+    if protocol is None and num is None:
+        raise UserError("name a --protocol, or say with --num how many pictures to draw by the model's own settings")
+    chosen = own(generator, num) if protocol is None else named(protocol)
     check(generator, chosen, protocol)
-    given = {name: value for name, value in settings.items() if value is not None}
-    sampling = dict(chosen.sampling) | given
-    record = describe(generator, count, seed, dataclasses.asdict(chosen), sampling)
-    labels = draw_labels(chosen, generator.null_label, count, seed)
-    draw(generator, out, record, "labels", labels, sampling, functools.partial(finish, chosen))
     size = (chosen.size, chosen.size)
+    check_reference(reference, weights, size, chosen.crop, statistics)
+    record, _ = draw_classes(generator, out, chosen, num or chosen.pictures, seed, settings)
     found = score(out / "pictures", reference, weights, size, chosen.crop, statistics)
     if not first_process():
         return None
     found["versions"] |= {"mmgen": __version__}
     found |= {"model": str(folder), "step": step_of(folder), "protocol": protocol, "record": record}
+    found |= {"labels": generator.labels}
     write_json(out / "evaluation.json", found)
     return found
 
 
-def _own(generator: Generator, num: int | None) -> Protocol:
-    if num is None:
-        raise UserError("name a --protocol, or say with --num how many pictures to draw by the model's own settings")
+def own(generator: Generator, num: int) -> Protocol:
+    """`num` pictures in the model's own size, as many of each class."""
     size = generator.tokenizer.config.image_size if generator.tokenizer else 0
     return Protocol("the model's own settings", "as given", num, size, labels="each")
 
@@ -85,6 +86,29 @@ def check(generator: Generator, protocol: Protocol, name: str | None) -> None:
     size = generator.tokenizer.config.image_size
     if size != protocol.size and protocol.resize == "none":
         raise UserError(f"the model draws {size} x {size} pixels, the protocol {name} is of {protocol.size} x {protocol.size}")
+
+
+def draw_classes(
+    generator: Generator, out: Path, protocol: Protocol, count: int, seed: int, settings: dict[str, Any]
+) -> tuple[dict[str, Any], Int[np.ndarray, " count"]]:
+    """`draw` by a protocol: the record, and the class of each picture. `settings` that are not None take the place of the
+    protocol's."""
+    sampling = dict(protocol.sampling) | {name: value for name, value in settings.items() if value is not None}
+    record = describe(generator, count, seed, dataclasses.asdict(protocol), sampling)
+    labels = draw_labels(protocol, generator.null_label, count, seed)
+    draw(generator, out, record, "labels", labels, sampling, functools.partial(finish, protocol))
+    return record, labels
+
+
+def draw_prompts(
+    generator: Generator, out: Path, prompts: Sequence[str], seed: int, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """`draw` for each of `prompts`; `settings` that are not None go to `Generator.generate`. Returns the record."""
+    sampling = {name: value for name, value in settings.items() if value is not None}
+    digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
+    record = describe(generator, len(prompts), seed, {}, sampling) | {"prompts": digest}
+    draw(generator, out, record, "prompts", prompts, sampling, to_uint8)
+    return record
 
 
 def describe(generator: Generator, count: int, seed: int, protocol: dict[str, Any], sampling: dict[str, Any]) -> dict[str, Any]:
@@ -165,6 +189,11 @@ def on_all_devices(generator: Generator, piece: Callable[[Generator, int], int],
             threads.shutdown(wait=False, cancel_futures=True)
 
 
+def drawn(out: Path) -> UInt8[np.ndarray, "N H W 3"]:
+    """All pictures that `draw` wrote, in their order."""
+    return np.concatenate(list(open_pictures(out / "pictures").batches(PIECE)))
+
+
 def begin(out: Path, record: dict[str, Any]) -> None:
     """Notes what is being drawn. Raises UserError where OUT holds something else."""
     if not (out / "record.json").is_file():
@@ -173,7 +202,8 @@ def begin(out: Path, record: dict[str, Any]) -> None:
     before = read_json(out / "record.json")
     other = [name for name in record if before.get(name) != record[name]]
     if other:
-        raise UserError(f"{out} holds pictures of another {', '.join(other)}: choose another --out, or delete it")
+        told = ", ".join("number" if name == "pictures" else name for name in other)
+        raise UserError(f"{out} holds pictures of another {told}: choose another --out, or delete it")
 
 
 def _write(path: Path, pictures: np.ndarray, values: Sequence[Any]) -> None:

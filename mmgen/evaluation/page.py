@@ -79,7 +79,7 @@ def _cell(figure: dict[str, Any] | None) -> str:
     if figure is None:
         return ""
     bounds = figure.get("interval")
-    return f"{figure['value']:.5g}" + (f" ({bounds[0]:.4g} .. {bounds[1]:.4g})" if bounds else "")
+    return f"{figure['value']:.4g}" + (f" ({bounds[0]:.4g} .. {bounds[1]:.4g})" if bounds else "")
 
 
 def training(runs: Sequence[str]) -> list[Chart]:
@@ -121,11 +121,11 @@ def galleries(latest: dict[str, dict[str, Evaluation]]) -> Iterator[Gallery]:
 
 def first_pictures(folder: Path) -> tuple[tuple[UInt8[np.ndarray, "h w 3"], ...], tuple[str, ...]] | None:
     """Some, with the class or prompt that each was drawn for; None where the evaluation drew none into files."""
-    pictures, asked = [], []
+    pictures, asked, labels = [], [], read_json(folder / "evaluation.json").get("labels")
     for piece in sorted((folder / "pictures").glob("*.npz")):
         with np.load(piece, allow_pickle=False) as held:
             pictures += list(held["arr_0"][: SHOWN - len(pictures)])
-            asked += [str(value) for value in held["arr_1"][: SHOWN - len(asked)]]
+            asked += [str(value) if labels is None else labels[value] for value in held["arr_1"][: SHOWN - len(asked)]]
         if len(pictures) == SHOWN:
             break
     return (tuple(pictures), tuple(asked)) if pictures else None

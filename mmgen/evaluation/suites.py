@@ -1,7 +1,6 @@
 """Prompt suites, in the files that their authors publish: drawn, shown on a sheet a category, scored by a user's function."""
 
 import csv
-import hashlib
 import importlib
 import json
 import re
@@ -16,7 +15,7 @@ from mmgen_tokenizers.errors import UserError, nearest
 from mmgen_tokenizers.evaluation.sets import open_pictures
 from mmgen_tokenizers.evaluation.statistics import interval
 from mmgen_tokenizers.files import write_json
-from mmgen_tokenizers.pictures import grid, to_uint8, with_captions, write_png
+from mmgen_tokenizers.pictures import grid, with_captions, write_png
 
 from mmgen import __version__
 from mmgen.evaluation import generated
@@ -131,10 +130,7 @@ def evaluate(
         raise UserError(f"{folder} does not draw pictures from texts: prompt suites are for models that do")
     prompts = [prompt for prompt in read_suite(paths) for _ in range(num or 1)]
     texts = [prompt.text for prompt in prompts]
-    given = {name: value for name, value in settings.items() if value is not None}
-    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
-    record = generated.describe(generator, len(prompts), seed, {}, given) | {"prompts": digest}
-    generated.draw(generator, out, record, "prompts", texts, given, to_uint8)
+    record = generated.draw_prompts(generator, out, texts, seed, settings)
     if not first_process():
         return None
     scores, shown = _go_through(out / "pictures", prompts, score, scorer)

@@ -23,7 +23,7 @@ def mask_of(plan: GenerationPlan, valid: Bool[Array, "b s"] | None) -> Bool[Arra
     if valid is None and plan.causal:
         return None
     slot = np.arange(plan.slots)
-    allow = jnp.asarray(plan.allow(slot, slot))[None]
+    allow = jnp.asarray(plan.allow(slot, slot, np if one_cpu() else jnp))[None]
     if valid is not None:
         allow &= valid[:, None, :] | jnp.eye(plan.slots, dtype=bool)
     return allow[:, None]

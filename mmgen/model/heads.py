@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from mmgen.model.config import GeneratorConfig
 from mmgen.model.layers import LayerNorm, norm_of, product, turned_product, weight
-from mmgen.parallel.rules import constrain
+from mmgen.parallel.rules import constrain, one_cpu
 
 
 class VocabularyHead(nnx.Module):
@@ -76,7 +76,10 @@ def negative_log_likelihood(
     logits: Float[Array, "b n *g v"], tokens: Int[Array, "b n *g"], smoothing: float = 0.0
 ) -> Float[Array, "b n *g"]:
     """Of each token, in nats. `smoothing`: that share of the label goes to all V tokens evenly."""
-    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    if one_cpu():
+        chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    else:  # a sum: devices that share the vocabulary find the token without moving logits, and the way back is no scatter
+        chosen = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == tokens[..., None], logits, 0), axis=-1)
     wanted = (1 - smoothing) * chosen + smoothing * jnp.mean(logits, axis=-1) if smoothing else chosen
     return jax.nn.logsumexp(logits, axis=-1) - wanted
 

@@ -68,7 +68,7 @@ class Pyramid(nnx.Module):
         if P:
             self.phi_kernel = weight(rngs, (P, 3, 3, C, C), ("frozen", None, None, None, None), scale=0.0)
             self.phi_bias = weight(rngs, (P, C), ("frozen", None), scale=0.0)
-        self.embed = weight(rngs, (C, c.block.width), (None, "embed"))
+        self.embed = weight(rngs, (C, c.block.width), (None, "embed"), scale=C**-0.5)  # codes are few numbers
         self.bias = weight(rngs, (c.block.width,), ("embed",), scale=0.0)
 
     @property
@@ -108,7 +108,7 @@ class Mix(nnx.Module):
 
     def __call__(self, tokens: Int[Array, "b n ..."], slots: Slots) -> Float[Array, "b f d"]:
         tokens = tokens.reshape(*tokens.shape[:2], -1)
-        site = slots.position[..., INDEX] - self.condition_slots
+        site = jnp.maximum(slots.position[..., INDEX] - self.condition_slots, 0)
         own = jnp.take_along_axis(tokens, jnp.broadcast_to(site, (len(tokens), site.shape[1]))[..., None], axis=1)  # [B, F, G]
         if self.bits is None:
             return sum(self.table[...][g][own[..., g]] for g in range(own.shape[2]))
@@ -118,21 +118,24 @@ class Mix(nnx.Module):
 
 
 class Places(nnx.Module):
-    """Learned vectors of each slot, added to what slots read; where there are scales also of each scale, and of the condition
-    once more (VAR)."""
+    """Learned vectors that are added to what slots read: where positions are learned, of each slot; where there are scales, of
+    each scale, and of the condition once more (VAR)."""
 
     def __init__(self, c: GeneratorConfig, indices: int, rngs: nnx.Rngs):
         D = c.block.width
-        self.slot = weight(rngs, (indices, D), (None, "embed"))
+        if c.block.position == "learned":
+            self.slot = weight(rngs, (indices, D), (None, "embed"))
         if c.layout.scales:
             self.scale = weight(rngs, (len(c.layout.scales), D), (None, "embed"))
             self.start = weight(rngs, (c.condition.slots, D), (None, "embed"))
 
     def __call__(self, x: Float[Array, "b f d"], slots: Slots) -> Float[Array, "b f d"]:
         index, scale = slots.position[..., INDEX], slots.position[..., SCALE]
+        if hasattr(self, "slot"):
+            x = x + self.slot[...][index]
         if not hasattr(self, "scale"):
-            return x + self.slot[...][index]
-        x = x + self.slot[...][index] + self.scale[...][scale]
+            return x
+        x = x + self.scale[...][scale]
         own = (slots.kind == CONDITION)[..., None]
         return x + jnp.where(own, self.start[...][jnp.minimum(index, len(self.start[...]) - 1)], 0)
 
@@ -158,7 +161,7 @@ def places_of(c: GeneratorConfig, indices: int, rngs: nnx.Rngs) -> nnx.Module | 
     """What is added to the inputs for their places; None where rotary codes say all. `indices`: how many INDEX counts."""
     if isinstance(c.plan, RandomOrder):
         return Targets(c, rngs)
-    return Places(c, indices, rngs) if c.block.position == "learned" else None
+    return Places(c, indices, rngs) if c.block.position == "learned" or c.layout.scales else None
 
 
 INPUT_RULES: dict[type, type[nnx.Module]] = {  # of each kind of plan

@@ -135,9 +135,11 @@ def slots_of(plan: GenerationPlan, extra: PlanBatch) -> Slots:
 
 
 def embed(ends: Ends, batch: dict, plan: GenerationPlan, slots: Slots) -> Float[Array, "b s d"]:
-    """Inputs of all slots: the condition first, then the input rule."""
-    rest = Slots(*(array[:, plan.condition_slots :] for array in slots))
-    return ends.place(jnp.concatenate([ends.condition(batch), ends.input(batch["ids"], rest)], axis=1), slots)
+    """Inputs of all slots: of the condition's its own, of the others by the input rule. Both are made as long as all slots:
+    pieces of odd lengths cost TPUs a shuffle of every row, and minutes to compile."""
+    condition = jnp.pad(ends.condition(batch), ((0, 0), (0, plan.slots - plan.condition_slots), (0, 0)))
+    given = np.arange(plan.slots) < plan.condition_slots
+    return ends.place(jnp.where(given[:, None], condition, ends.input(batch["ids"], slots)), slots)
 
 
 def combine(plan: GenerationPlan, heads: nnx.Dict, states: list[Float[Array, "b s d"]], condition) -> Float[Array, "b n ..."]:
@@ -161,11 +163,18 @@ def mixed(
     for i, hidden in enumerate(states):
         features = heads[f"head{i}"].features(hidden, condition)
         if len(states) == 1 and slot.shape[1] == 1:  # every weight is 1
-            found.append(features[:, slot[:, 0]])
+            found.append(_rows(features, slot[:, 0]))
         else:
             share = jnp.where(head == i, weight, 0.0).astype(features.dtype)
             found.append(jnp.einsum("bekd,ek->bed", features[:, slot], share))
     return found
+
+
+def _rows(x: Float[Array, "b s d"], slot: Int[Array, "e"] | np.ndarray) -> Float[Array, "b e d"]:
+    """x[:, slot]. A slice where the slots are known to follow each other: the way back of a gather is a scatter."""
+    if isinstance(slot, np.ndarray) and (slot == slot[0] + np.arange(len(slot))).all():
+        return x[:, slot[0] : slot[0] + len(slot)]
+    return x[:, slot]
 
 
 def logits_of(heads: nnx.Dict, features: list[Float[Array, "b e d"]]) -> Float[Array, "b e ..."]:

@@ -2,6 +2,10 @@
 
 slots   c0 .. cC-1 | 2 x 2: s1 s2 s3 s4 | 3 x 3: s5 ..      a slot reads its scale and the coarser ones
 sites      first   | each slot predicts its own site        step = scale
+
+Rows and columns are the middles of the cells, in half cells of the finest scale (Infinity aligns them, too, 2412.04431): what
+covers the same part of the picture has the same rotary code in all scales; the condition stands on the diagonal before them.
+VAR itself learns a vector of each slot.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +15,7 @@ from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.layout import TokenLayout
 from mmgen_tokenizers.quantizers.multiscale import MultiScaleVQ
 
-from mmgen.plan.plan import COLUMN, CONDITION, CONTENT, INDEX, NOWHERE, POSITIONS, ROW, SCALE, GenerationPlan
+from mmgen.plan.plan import COLUMN, CONDITION, CONTENT, INDEX, POSITIONS, ROW, SCALE, GenerationPlan
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,9 @@ class NextScale:
         scale = np.repeat(np.arange(len(layout.scales)), [h * w for h, w in layout.scales])
         time = np.concatenate([np.arange(C) - (C - 1), scale[1:]])
         position = np.zeros((len(time), POSITIONS), int)
-        position[:C, [ROW, COLUMN]] = NOWHERE
-        position[C:, ROW] = np.concatenate([np.arange(h * w) // w for h, w in layout.scales])[1:]
-        position[C:, COLUMN] = np.concatenate([np.arange(h * w) % w for h, w in layout.scales])[1:]
+        position[:C, [ROW, COLUMN]] = 2 * np.arange(C)[:, None]
+        position[C:, ROW] = 2 * C + np.concatenate([np.repeat(_centres(h, layout.height), w) for h, w in layout.scales])[1:]
+        position[C:, COLUMN] = 2 * C + np.concatenate([np.tile(_centres(w, layout.width), h) for h, w in layout.scales])[1:]
         position[C:, SCALE] = scale[1:]
         position[:, INDEX] = np.arange(len(time))
         return GenerationPlan(
@@ -57,3 +61,8 @@ class NextScale:
             )
         if layout.scales[0] != (1, 1):
             raise UserError(f"the first scale must be one site, which the condition predicts; it is {layout.scales[0]}")
+
+
+def _centres(cells: int, finest: int) -> np.ndarray:
+    """Where the middle of each cell lies, in half cells of the finest scale."""
+    return (2 * np.arange(cells) + 1) * finest // cells

@@ -96,11 +96,13 @@ class GenerationPlan:
             return []
         return list(zip(starts, [*starts[1:], self.slots], strict=True))
 
-    def allow(self, queries: Int[np.ndarray, "Q"], keys: Int[np.ndarray, "Z"]) -> Bool[np.ndarray, "Q Z"]:
-        """The one attention rule, without what differs per sample (PlanBatch.valid)."""
-        q, k = np.asarray(queries)[:, None], np.asarray(keys)[None, :]
-        friends = (self.clique[q] == self.clique[k]) & (self.clique[q] >= 0)
-        readable = (self.kind[k] != PADDING) & ((self.visible[k] <= self.reads[q]) | friends)
+    def allow(self, queries: Int[np.ndarray, "Q"], keys: Int[np.ndarray, "Z"], xp=np) -> Bool[np.ndarray, "Q Z"]:
+        """The one attention rule, without what differs per sample (PlanBatch.valid). `xp`: jax.numpy makes it a part of a
+        program, which else holds it as a constant."""
+        q, k = xp.asarray(queries)[:, None], xp.asarray(keys)[None, :]
+        kind, reads, visible, clique = map(xp.asarray, (self.kind, self.reads, self.visible, self.clique))
+        friends = (clique[q] == clique[k]) & (clique[q] >= 0)
+        readable = (kind[k] != PADDING) & ((visible[k] <= reads[q]) | friends)
         return (q == k) | readable
 
 

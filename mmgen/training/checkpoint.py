@@ -4,18 +4,20 @@ A checkpoint holds the state and the experiment as JSON; the position in the dat
 temporary folder and renames it when all is there, so a killed run finds its last complete one.
 """
 
+import contextlib
 import json
 import logging
 import math
-import shutil
 import warnings
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 from jaxtyping import Array, UInt32
 from mmgen_tokenizers.errors import UserError
+from mmgen_tokenizers.files import place
 from orbax.checkpoint import checkpoint_managers as policies
 
 from mmgen.parallel.distributed import all_say, first_process, in_turn
@@ -25,25 +27,35 @@ CHECKSUM, METADATA = "checksum", "_CHECKPOINT_METADATA"
 
 
 class Checkpoints:
-    """The checkpoints in one folder.
+    """The checkpoints in one folder, which may be one like gs://bucket/run.
 
     keep: how many of the newest stay, beside the one with the lowest validation loss.
     """
 
-    def __init__(self, folder: Path, keep: int):
+    def __init__(self, folder: str | Path, keep: int):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs every rename; its errors reach us as exceptions
-        self.folder = Path(folder).absolute()
+        place(folder)  # says what a bucket needs
+        self.folder, self._keep = epath.Path(folder if "://" in str(folder) else Path(folder).absolute()), keep
         self._pass_over_unfinished()
+        self._manager = self._opened()
+
+    def _opened(self) -> ocp.CheckpointManager:
         best = policies.BestN(get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(max(keep, 1)), best]),
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(max(self._keep, 1)), best]),
             best_fn=_loss,  # the policy decides, but only with this does orbax write the figures
             best_mode="min",
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
             async_options=ocp.AsyncOptions(timeout_secs=3600),
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "experiment", CHECKSUM))
+        return ocp.CheckpointManager(self.folder, options=options, item_names=("state", "experiment", CHECKSUM))
+
+    def reopen(self) -> None:
+        """After a save that failed: what it left is removed, and what was complete stays."""
+        with contextlib.suppress(Exception):  # the same failure again
+            self._manager.close()
+        self._manager = self._opened()
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint."""
@@ -116,7 +128,7 @@ class Checkpoints:
             damaged = {}
             for step, error in errors.items():
                 if error and good and step < good and not (self.folder / str(step) / METADATA).exists():
-                    shutil.rmtree(self.folder / str(step))  # a kill came while an old checkpoint was being removed
+                    (self.folder / str(step)).rmtree()  # a kill came while an old checkpoint was being removed
                 elif error:
                     damaged[step] = error
             if damaged and good is None:
@@ -148,12 +160,12 @@ def checksum(state: TrainState) -> UInt32[Array, ""]:
     return sum(((2 * i + 1) * bits(x) for i, x in enumerate(jax.tree.leaves(state))), jnp.uint32(0))
 
 
-def _cannot_read(folder: Path, error: Exception) -> UserError:
+def _cannot_read(folder: epath.Path, error: Exception) -> UserError:
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     return UserError(f"cannot read the checkpoint {folder} ({reason}): it is damaged, or of another version")
 
 
-def _unreadable(folder: Path) -> UserError | None:
+def _unreadable(folder: epath.Path) -> UserError | None:
     """What is wrong with the small files of a step; None where they are whole."""
     try:
         for path in (folder / METADATA, *folder.glob("metrics/metrics")):
@@ -163,7 +175,7 @@ def _unreadable(folder: Path) -> UserError | None:
     return None
 
 
-def _put_aside(folder: Path, damaged: dict[int, UserError], good: int) -> None:
+def _put_aside(folder: epath.Path, damaged: dict[int, UserError], good: int) -> None:
     """Renames what would stand in the way of the run's next checkpoints, and names it."""
     for step, error in damaged.items():
         free = (folder / f"damaged-{step}{suffix}" for suffix in ("", *(f"-{i}" for i in range(1, 1000))))

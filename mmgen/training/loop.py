@@ -6,7 +6,7 @@ RUN/ experiment.json  metrics.jsonl  tensorboard/  checkpoints/  previews/  expo
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import Signals
@@ -17,7 +17,8 @@ import numpy as np
 from jax.sharding import Mesh
 from mmgen_tokenizers.cache import use_compilation_cache
 from mmgen_tokenizers.configs import to_json
-from mmgen_tokenizers.errors import UserError, full_disk
+from mmgen_tokenizers.errors import UserError, full_disk, is_full_disk
+from mmgen_tokenizers.files import place
 
 from mmgen import config
 from mmgen.config import Experiment
@@ -52,8 +53,8 @@ def train(experiment: Experiment, out: str | Path | None = None, profile: tuple[
     and the last of the steps of which RUN/profile gets a trace for xprof.
 
     A run that was stopped or killed continues from its last complete checkpoint, with the losses of a run that was never
-    stopped. SIGINT and SIGTERM save and raise SystemExit. Raises UserError at a non-finite loss, at a full disk, and when
-    the folder holds another experiment or is in use by another process.
+    stopped. SIGINT and SIGTERM save and raise SystemExit. A full disk ends it only where the last state cannot be saved.
+    Raises UserError then, at a non-finite loss, and when the folder holds another experiment or another process uses it.
     """
     from mmgen.training import tasks  # the loop itself knows of no task
 
@@ -77,9 +78,11 @@ def claim(folder: Path, experiment: Experiment) -> None:
     """
     path = folder / "experiment.json"
     if path.exists():
-        names = differences(to_json(config.load(path)), to_json(experiment))
+        before = config.load(path)
+        names = differences(to_json(before), to_json(experiment))
         names = [name for name in names if name.split(".")[0] not in MAY_CHANGE]
-        saved = (folder / "export" / STEP).is_file() or any(entry.name.isdigit() for entry in folder.glob("checkpoints/*"))
+        steps = (entry.name for entry in place(checkpoints_of(folder, before)).glob("*"))
+        saved = (folder / "export" / STEP).is_file() or any(map(str.isdigit, steps))
         if names and saved:
             raise UserError(
                 f"{folder} holds a run of another experiment (different: {', '.join(names)}): "
@@ -89,6 +92,11 @@ def claim(folder: Path, experiment: Experiment) -> None:
             shutil.rmtree(folder / "export", ignore_errors=True)
             (folder / "text.model").unlink(missing_ok=True)
     config.save(experiment, path)
+
+
+def checkpoints_of(folder: Path, experiment: Experiment) -> str | Path:
+    """Where the checkpoints of the run in `folder` are."""
+    return experiment.checkpoints or folder / "checkpoints"
 
 
 def differences(old: object, new: object, name: str = "") -> list[str]:
@@ -134,7 +142,7 @@ class Run:
     def __init__(self, experiment: Experiment, task, folder: Path, profile: tuple[int, int] | None):
         self.experiment, self.task, self.folder, self.clock = experiment, task, folder, Clock()
         optimizer, self.mesh = task.optimizer(experiment), mesh_of(experiment)
-        self.checkpoints = Checkpoints(folder / "checkpoints", experiment.keep)
+        self.checkpoints = Checkpoints(checkpoints_of(folder, experiment), experiment.keep)
         self.state = starting_state(experiment, task, optimizer, self.checkpoints, self.mesh)
         self.start = int(self.state.step)
         self.frozen = on_all(self.mesh, task.frozen)
@@ -195,12 +203,34 @@ class Run:
             if self.mesh is not None and (saves or previews):
                 weights = on_host(weights)
             if saves:
-                self.checkpoints.save(self.state, to_json(experiment), figures.get("validation/loss"))
-                self.exports.start(weights, done)
-        with self.clock.spend("preview"):
+                self.save(weights, done, figures.get("validation/loss"), final=bool(last or stopped))
+        with self.clock.spend("preview"), self.outlives_full_disk():
             if previews and first_process():
                 self.task.preview(weights, self.folder / "previews", done)
         self.report.pace.rest()
+
+    def save(self, weights: Tree, done: int, validation_loss: float | None, final: bool) -> None:
+        """Starts to write a checkpoint and its export; what went wrong with those before comes up first."""
+        for wait in (self.checkpoints.wait, self.exports.wait):
+            with self.outlives_full_disk():
+                wait()
+        with nullcontext() if final else self.outlives_full_disk():
+            self.checkpoints.save(self.state, to_json(self.experiment), validation_loss)
+            self.exports.start(weights, done)
+
+    @contextmanager
+    def outlives_full_disk(self) -> Iterator[None]:
+        """No space left for what is written within: the run says so and goes on. Of several processes those that could write
+        wait in orbax for the one that could not: they end, and start again from the last good checkpoint."""
+        try:
+            yield
+        except Exception as error:
+            if jax.process_count() > 1 or not is_full_disk(error):
+                raise
+            self.checkpoints.reopen()
+            good = self.checkpoints.latest()
+            kept = f"the last good checkpoint is that of step {good}" if good else "there is no checkpoint yet"
+            self.report.say(f"no space left on the disk of {self.folder}: training goes on; {kept}")
 
     def validated(self, done: int, weights: Tree, batches: Iterable[dict]) -> dict[str, float]:
         """Figures of the held-out data, written down."""
@@ -232,7 +262,7 @@ def export(run: str | Path, out: str | Path, which: Literal["last", "best"] | in
     experiment = config.load(run / "experiment.json")
     task = tasks.make(experiment, run)
     optimizer = task.optimizer(experiment)
-    with locked(run), Checkpoints(run / "checkpoints", experiment.keep) as checkpoints:
+    with locked(run), Checkpoints(checkpoints_of(run, experiment), experiment.keep) as checkpoints:
         step = {"last": checkpoints.latest, "best": checkpoints.best}.get(which, lambda: which)()
         if step not in checkpoints.all():
             reason = " (none of them was validated)" if which == "best" else ""

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
+from mmgen_tokenizers.errors import is_full_disk
 from mmgen_tokenizers.files import write_atomically
 from mmgen_tokenizers.progress import duration
 
@@ -29,9 +30,13 @@ class MetricsLog:
         return self._before + self._clock.seconds
 
     def write(self, step: int, figures: dict[str, float]) -> None:
-        """One line: {"step": ..., the figures, "seconds": ...}; on the disk when this returns."""
+        """One line: {"step": ..., the figures, "seconds": ...}; on the disk when this returns, if there is room."""
         self._file.write(json.dumps({"step": step, **figures, "seconds": round(self.seconds, 3)}) + "\n")
-        self._file.flush()
+        try:
+            self._file.flush()
+        except OSError as error:  # what a full disk did not take is written with a later line
+            if not is_full_disk(error):
+                raise
         if self._board:
             for name, value in figures.items():
                 self._board.add_scalar(name, value, step)

@@ -79,6 +79,15 @@ def test_a_model_is_drawn_from_once(class_folder, weights, reference, tmp_path, 
     assert calls == [4] and read(half / "evaluation.json")["figures"] == found["figures"]
 
 
+def test_nothing_is_drawn_for_a_reference_that_does_not_serve(class_folder, weights, tmp_path, capsys):
+    np.savez(tmp_path / "other.npz", mu=np.zeros(768), sigma=np.eye(768))
+    (tmp_path / "empty").mkdir()
+    asked = [class_folder, "--num", 4, "--inception", weights, "--out", tmp_path / "out"]
+    assert "it is of another network" in refused(capsys, *asked, "--reference", tmp_path / "other.npz")
+    assert "there are no pictures in" in refused(capsys, *asked, "--reference", tmp_path / "empty")
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_set_is_not_mixed_in(class_folder, weights, reference, tmp_path, capsys):
     asked = [class_folder, "--num", 4, "--reference", reference, "--inception", weights, "--out", tmp_path]
     evaluate(*asked)
@@ -165,6 +174,7 @@ def test_suites_that_cannot_be_done(text_folder, class_folder, tmp_path, monkeyp
         (["{run}", "--protocol", "rfid_val_256"], "is for tokenizers: mmgen-tokenizers evaluate"),
         (["{text}", "--num", "4"], "protocols draw classes and this model takes texts"),
         (["--samples", "nowhere.npz"], "there is no nowhere.npz"),
+        (["{run}", "--classifier"], "--reference, --inception cannot be given with --classifier"),
     ],
 )
 def test_what_cannot_be_done_is_said(

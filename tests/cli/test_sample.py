@@ -1,13 +1,16 @@
 """`mmgen sample`: what is drawn, and the files that are written."""
 
+import itertools
 import json
 import signal
 import subprocess
 import sys
 import types
+import weakref
 
 import numpy as np
 import pytest
+from mmgen_tokenizers import progress
 from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.pictures import to_uint8
 from PIL import Image
@@ -15,6 +18,7 @@ from PIL import Image
 import mmgen
 from mmgen import samples
 from mmgen.cli import main as cli
+from mmgen.generator import Output
 from mmgen.model.config import FeatureCondition, Sampling
 from mmgen.training.lock import exclusive
 
@@ -136,6 +140,30 @@ def contents(folder) -> dict[str, bytes | list[bytes]]:
     """Of all files, the arrays of archives (which hold the time) in their place."""
     arrays = {p.name: [array.tobytes() for array in np.load(p).values()] for p in folder.glob("*.npz")}
     return arrays | {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.*") if p.suffix != ".npz"}
+
+
+def test_a_thousand_prompts_take_the_memory_of_a_piece_and_show_how_many_are_done(text_folder, tmp_path, monkeypatch, capsys):
+    """Pieces of 50; when one is drawn, at most the last one's pictures are still held. A look at the clock takes 11 s."""
+    made, held, clock = [], [], itertools.count(0, 11)
+
+    def generate(self, prompts, first_index, **_):
+        held.append(sum(picture() is not None for picture in made))
+        return Output(np.zeros((len(prompts), 4), np.int32), kept(np.full((len(prompts), 8, 8, 3), -1, np.float32)), 4)
+
+    def kept(pictures: np.ndarray) -> np.ndarray:
+        made.append(weakref.ref(pictures))
+        return pictures
+
+    monkeypatch.setattr(mmgen.Generator, "generate", generate)
+    monkeypatch.setattr(mmgen.Generator, "rows_at_once", 50)
+    monkeypatch.setattr(samples, "to_uint8", lambda pictures: kept(to_uint8(pictures)))
+    monkeypatch.setattr(progress, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    (tmp_path / "prompts.txt").write_text("\n".join(f"a red circle {i}" for i in range(1000)))
+    sample(text_folder, "--prompts", tmp_path / "prompts.txt", "--npz", tmp_path / "a.npz", "--tokens", tmp_path / "t.npz")
+    assert len(made) == 40 and len(held) == 20 and max(held) == 2  # as floats and as bytes
+    assert np.load(tmp_path / "a.npz")["arr_0"].shape == (1000, 8, 8, 3)
+    shown = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in shown if "pictures" in line] == [f"{n}/1000" for n in range(50, 1001, 50)]
 
 
 @pytest.mark.parametrize("how", ["ctrl-C", "SIGKILL"])

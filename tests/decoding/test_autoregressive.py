@@ -127,10 +127,10 @@ def test_a_growing_cache_changes_no_token(raster_generator, monkeypatch):
 
 def test_few_sizes_are_compiled():
     gen = generator("raster")
-    for rows in range(1, 9):
+    for rows in range(1, 5):
         gen.generate(labels=[0] * rows)
-    (program,) = gen._programs.values()
-    assert program._cache_size() == 4  # 1, 2, 4, 8 rows
+    (program,) = gen._programs.compiled.values()
+    assert program._cache_size() == 3  # 1, 2, 4 rows
 
 
 def test_two_programs_serve_all_settings():
@@ -139,7 +139,10 @@ def test_two_programs_serve_all_settings():
     for seed, settings in enumerate([{"guidance": 2.0}, {"guidance": np.linspace(1, 3, 12)}, {"guidance": 1.0}, {}]):
         for temperature in (0.7, 1.0):
             gen.generate(labels=[seed % 3], seed=seed, first_index=seed, temperature=temperature, **settings)
-    assert sorted((which.guided, p._cache_size()) for (_, which), p in gen._programs.items()) == [(False, 1), (True, 1)]
+    assert sorted((which.guided, p._cache_size()) for (_, which), p in gen._programs.compiled.items()) == [
+        (False, 1),
+        (True, 1),
+    ]
 
 
 def test_groups_of_nearly_equal_width_share_a_loop():
@@ -182,7 +185,7 @@ def greedy(c: GeneratorConfig, params: dict, batch: dict, every: int = 0) -> np.
     return np.asarray(decoder.seen(carry)[0])
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["raster", "neighbor", "scale-var-shared"])  # one width, several, one a step
 def test_decoding_in_pieces_gives_the_same_tokens(name):
     c = CONFIGS[name]
     params, batch = plans.parameters(c), {"label": np.array([2, 0])}

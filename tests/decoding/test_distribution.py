@@ -220,7 +220,7 @@ def models() -> tuple[list[dict], np.ndarray]:
     return params, joint(forward(params[0]).reshape(2, -1, N, V))
 
 
-@pytest.mark.parametrize("name", ["gumbel", "speculative"])
+@pytest.mark.parametrize("name", ["gumbel", "maximal", "speculative"])
 def test_transformers_in_bfloat16(name, models):
     """Whose logits differ by rounding from those of teacher forcing."""
     dtype, (params, expected) = jnp.bfloat16, models

@@ -4,12 +4,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.pictures import to_float
 
 from mmgen.data import nlvr
 from mmgen.data import shapes as scenes
 from mmgen.data.shapes import Object, Scene, Thing, draw, verify
-from mmgen.evaluation import faithfulness
+from mmgen.evaluation import faithfulness, generated
 from mmgen.evaluation.faithfulness import Drawn, Rate, passed, shown_by_shapes
 from mmgen.model.config import Sampling, TextCondition
 
@@ -97,30 +98,48 @@ def box(caption, colour=None):
     )
 
 
-def drawing(**how):
-    """A generator of boxes."""
+def drawing(monkeypatch, **how) -> list[int]:
+    """Has `load` give a generator of boxes; the first indices of what it is asked to draw."""
+    calls = []
 
-    def generate(prompts, seed):
+    def generate(prompts, seed, first_index):
+        calls.append(first_index)
         return SimpleNamespace(images=to_float(np.stack([box(prompt, **how) for prompt in prompts])))
 
     config = SimpleNamespace(condition=TextCondition())
     tokenizer = SimpleNamespace(config=SimpleNamespace(image_size=100))
-    return SimpleNamespace(config=config, tokenizer=tokenizer, sampling=Sampling(), generate=generate)
+    made = SimpleNamespace(config=config, tokenizer=tokenizer, sampling=Sampling(), generate=generate, dtype=np.float32)
+    monkeypatch.setattr(faithfulness, "step_of", lambda folder: 7)
+    monkeypatch.setattr(faithfulness, "load", lambda *_: made)
+    monkeypatch.setattr(generated, "fingerprint", lambda generator: f"that of {how}")
+    return calls
 
 
 def test_boxes_that_obey_and_that_do_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(faithfulness, "step_of", lambda folder: 7)
-    monkeypatch.setattr(faithfulness, "load", lambda *_: drawing())
-    found = faithfulness.evaluate("model", tmp_path, 16, scenes="nlvr")
+    drawing(monkeypatch)
+    found = faithfulness.evaluate("model", tmp_path / "a", 16, scenes="nlvr")
     values = {task: figure["value"] for task, figure in found["figures"].items()}
     assert values == dict.fromkeys([*faithfulness.TASKS, "overall"], 1.0) and found["step"] == 7
     assert found["figures"]["counting"]["asked"] == 16 and found["figures"]["position"]["asked"] == 4
-    monkeypatch.setattr(faithfulness, "load", lambda *_: drawing(colour="blue"))
-    found = faithfulness.evaluate("model", tmp_path, 16, scenes="nlvr")
+    drawing(monkeypatch, colour="blue")
+    found = faithfulness.evaluate("model", tmp_path / "b", 16, scenes="nlvr")
     values = {task: figure["value"] for task, figure in found["figures"].items()}
     assert values["counting"] == values["single object"] == values["two objects"] == 1
     assert max(values["colours"], values["colour attribution"], values["position"]) < 0.6
-    assert (tmp_path / "report.html").is_file() and (tmp_path / "evaluation.json").is_file()
+    assert (tmp_path / "b" / "report.html").is_file() and (tmp_path / "b" / "evaluation.json").is_file()
+    with pytest.raises(UserError, match="holds pictures of another model: choose another --out"):
+        faithfulness.evaluate("model", tmp_path / "a", 16, scenes="nlvr")
+
+
+def test_scenes_are_drawn_once(tmp_path, monkeypatch):
+    """Stopped before its last piece and started again, an evaluation draws what is missing and finds the same."""
+    monkeypatch.setattr(generated, "PIECE", 6)
+    calls = drawing(monkeypatch)
+    whole = faithfulness.evaluate("model", tmp_path, 16, scenes="nlvr")
+    (tmp_path / "pictures" / "00000006.npz").unlink()
+    (tmp_path / "evaluation.json").unlink()
+    assert faithfulness.evaluate("model", tmp_path, 16, scenes="nlvr") == whole
+    assert calls == [0, 6, 12, 6]
 
 
 def test_relations_and_numbers_of_boxes():

@@ -1,9 +1,10 @@
 """Trains miniatures on meshes of fake CPU devices; prints what happened as one line of JSON.
 
-`miniatures.py meshes FOLDER` on four devices; `miniatures.py process FOLDER STEPS [ADDRESS COUNT INDEX]` as one of several
-processes, or as the only one.
+`miniatures.py meshes FOLDER` on four devices, `miniatures.py equal FOLDER KIND` one kind on all meshes of four;
+`miniatures.py process FOLDER STEPS [ADDRESS COUNT INDEX]` as one of several processes, or as the only one.
 """
 
+import functools
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from regression import experiment as regression_experiment
 
 import mmgen
 from mmgen.config import Data, Experiment, TokenShards
-from mmgen.model.config import BlockConfig
+from mmgen.model.config import BlockConfig, NextNeighbor, NextScale, TokenLayout
 from mmgen.parallel import distributed, hlo
 from mmgen.parallel.mesh import feed, make_mesh, on_all, on_host, under
 from mmgen.parallel.rules import bytes_each
@@ -32,10 +33,11 @@ from mmgen.training.checkpoint import Checkpoints
 from mmgen.training.state import TrainState, abstract_state, initial_state, shardings
 from mmgen.training.step import make_step
 
-STEPS = 4
+STEPS = 5
 ONE = None  # the program without a mesh
 GENERATOR = [ONE, (4, 1, 1, 1), (1, 4, 1, 1), (2, 2, 1, 1), (1, 1, 4, 1), (1, 2, 2, 1), (1, 1, 1, 4)]
 TOKENIZER = [ONE, (2, 2, 1, 1)]
+EQUAL = [ONE, (4, 1, 1, 1), (1, 4, 1, 1), (1, 1, 4, 1), (1, 2, 2, 1), (1, 1, 1, 4)]
 SAVED = (1, 4, 1, 1)  # this mesh saves a checkpoint after two steps, and these restore it
 RESTORED = [ONE, (1, 2, 2, 1)]
 PATCHES = mt.PatchGAN(channels=4, layers=1, groups=2)
@@ -51,7 +53,24 @@ def generator(folder: Path, **fields) -> Experiment:
     return replace(made, task=replace(made.task, model=replace(made.task.model, block=BlockConfig(width=16, heads=4, mlp=8))))
 
 
-def tokenizer() -> Experiment:
+def neighbors(folder: Path) -> Experiment:
+    """Two heads, behind two layers of three."""
+    made = generator(folder)
+    return replace(made, task=replace(made.task, model=replace(made.task.model, plan=NextNeighbor())))
+
+
+def scales(folder: Path) -> Experiment:
+    """VAR's layers; four scales in sixteen slots."""
+    quantizer = mt.MultiScaleVQ(size=32, dim=4, scales=(1, 2, 3, 5), phis=2)
+    layout = TokenLayout(height=2, width=5, codebook_size=32, kind="scales", scales=quantizer.grids(2, 5))
+    block = BlockConfig(width=16, heads=4, mlp=8, mlp_kind="gelu", bias=True, l2_attention=True, position="learned",
+                        modulation="block")  # fmt: skip
+    made = generator_experiment(write_shards(folder / "scales", layout=layout), batch=8, ema=0.9)
+    model = replace(made.task.model, plan=NextScale(quantizer), layout=layout, block=block)
+    return replace(made, task=replace(made.task, model=model))
+
+
+def tokenizer(folder: Path) -> Experiment:
     return tokenizer_experiment(ADVERSARIAL, batch=8, ema=0.9)
 
 
@@ -67,9 +86,14 @@ class Miniature:
         self.step = make_step(experiment, self.task, optimizer, self.mesh and shardings(self.like))
         self.batches = [self.batch(start) for start in range(STEPS)]
         self.frozen = on_all(self.mesh, self.task.frozen)
-        inputs = self.like, self.frozen, self.batches[0]
-        self.traced = under(self.mesh, self.step.trace)(*inputs)
-        self.compiled = under(self.mesh, lambda: self.traced.lower().compile())()
+
+    @functools.cached_property
+    def traced(self):
+        return under(self.mesh, self.step.trace)(self.like, self.frozen, self.batches[0])
+
+    @functools.cached_property
+    def compiled(self):
+        return under(self.mesh, lambda: self.traced.lower().compile())()
 
     def batch(self, start: int):
         return feed(self.mesh, self.task.prepare(next(self.task.training_batches(start))))
@@ -89,7 +113,7 @@ class Miniature:
         return initial_state(*self.parts, self.mesh)
 
 
-def compared(experiment: Experiment, folder: Path, shapes: list) -> dict:
+def compared(experiment: Experiment, folder: Path, shapes: list, saves: bool = False) -> dict:
     """Per mesh: figures of a few steps from one initial state, the first gradient, the averaged weights at the end."""
     found, first = {}, None
     for shape in shapes:
@@ -101,7 +125,7 @@ def compared(experiment: Experiment, folder: Path, shapes: list) -> dict:
         state, figures = miniature.run(state, 1)
         found[str(shape)] = {"bytes": each, "start": start, "gradient": first_moments(state)}
         state, more = miniature.run(state, 1)
-        if shape == SAVED:
+        if shape == SAVED and saves:
             with Checkpoints(folder / "saved", 1) as checkpoints:
                 checkpoints.save(state, {}, None)
         state, last = miniature.run(state, STEPS - 2)
@@ -109,7 +133,7 @@ def compared(experiment: Experiment, folder: Path, shapes: list) -> dict:
         text = miniature.compiled.as_text()
         found[str(shape)] |= {"gathers": gathers(text), "collectives": hlo.collectives(text)}
         found[str(shape)]["operations"] = hlo.operations(miniature.traced.jaxpr.jaxpr)
-        if shape in RESTORED:
+        if shape in RESTORED and saves:
             RUNNING[shape] = miniature
     return found
 
@@ -163,11 +187,38 @@ def gathers(text: str) -> list[list[int]]:
     return [[int(n) for n in shape.split(",") if n] for shape in found]
 
 
+KINDS = {"generator": generator, "scales": scales, "neighbors": neighbors, "tokenizer": tokenizer}
+
+
 def meshes(folder: Path) -> dict:
-    made = {"inherited": inherited(), "generator": compared(generator(folder), folder, GENERATOR)}
+    made = {"inherited": inherited(), "generator": compared(generator(folder), folder, GENERATOR, saves=True)}
     made["restored"] = restored(folder)
     RUNNING.clear()
-    return made | {"tokenizer": compared(tokenizer(), folder, TOKENIZER)}
+    made |= {"tokenizer": compared(tokenizer(folder), folder, TOKENIZER)}
+    return made | {"lines": {depth: lines(folder, depth) for depth in (12, 48)}, "sums": [sums(folder, n) for n in (2, 5)]}
+
+
+def deep(folder: Path, depth: int, shape: tuple[int, ...]) -> Miniature:
+    made = generator(folder)
+    made = replace(made, task=replace(made.task, model=replace(made.task.model, depth=depth)))
+    return Miniature(made, folder, shape)
+
+
+def lines(folder: Path, depth: int) -> int:
+    """Of the program that the compiler is given for so many layers."""
+    miniature = deep(folder, depth, SAVED)
+    return under(miniature.mesh, miniature.traced.lower)().as_text().count("\n")
+
+
+def sums(folder: Path, depth: int) -> int:
+    """All-reduces of a forward of so many layers, whose heads and MLP units are split."""
+    it = deep(folder, depth, (1, 1, 4, 1))
+    forward = under(it.mesh, jax.jit(it.task.validate).lower)(it.like.params, it.like.extra, it.frozen, it.batches[0])
+    return hlo.collectives(under(it.mesh, forward.compile)().as_text())["all-reduce"].count
+
+
+def equal(folder: Path, kind: str) -> dict:
+    return {kind: compared(KINDS[kind](folder), folder, EQUAL)}
 
 
 def interrupted(function, *inputs):
@@ -189,4 +240,4 @@ def process(folder: Path, steps: str, address: str | None = None, *which: str) -
 
 if __name__ == "__main__":
     kind, folder, *rest = sys.argv[1:]
-    print(json.dumps((meshes if kind == "meshes" else process)(Path(folder), *rest)))
+    print(json.dumps({"meshes": meshes, "equal": equal, "process": process}[kind](Path(folder), *rest)))

@@ -135,6 +135,15 @@ def test_scales_have_the_mask_of_var():
     assert (rule(plan) == (scale[:, None] >= scale[None])).all() and not plan.causal and plan.times == 10
 
 
+def test_what_covers_the_same_part_of_a_picture_has_the_same_place_in_all_scales():
+    quantizer = MultiScaleVQ(size=7, scales=(1, 2, 6))
+    plan = NextScale(quantizer).build(TokenLayout("scales", 6, 6, 7, scales=quantizer.grids(6, 6)), 1)
+    row, column = plan.position[1:, ROW], plan.position[1:, COLUMN]  # the class stands for the first scale
+    row, column = row - 2, column - 2  # the class stands before them
+    assert row[:4].tolist() == [3, 3, 9, 9] and column[:4].tolist() == [3, 9, 3, 9]  # half cells of the finest scale
+    assert column[4:10].tolist() == [1, 3, 5, 7, 9, 11] and row[4:].reshape(6, 6)[:, 0].tolist() == [1, 3, 5, 7, 9, 11]
+
+
 def test_masked_slots_see_all_and_predict_themselves():
     plan = Masked().build(grid(4), 3)
     assert rule(plan).all() and not plan.causal and plan.times == 1

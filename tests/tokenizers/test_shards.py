@@ -2,9 +2,12 @@ import errno
 import json
 import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import _registry
 from mmgen_tokenizers import shards
 from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.layout import TokenLayout
@@ -95,6 +98,27 @@ def test_shards_written_anew_are_copied_anew(tmp_path, cache):
         write(tmp_path / "s", written)
         assert np.array_equal(ShardReader(tmp_path / "s", "disk")[3]["ids"], written[3])
         shutil.rmtree(tmp_path / "s")
+
+
+def test_shards_of_a_bucket_are_read_through_the_copy(tmp_path, cache, monkeypatch):
+    """A file system stands in for the bucket; gcsfs is asked for by name where it is missing."""
+    monkeypatch.delitem(_registry, "gs", raising=False)
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UserError, match="gs://bucket/s: .*gcsfs"):
+        ShardReader("gs://bucket/s")
+
+    class Bucket(LocalFileSystem):
+        @classmethod
+        def _strip_protocol(cls, path):
+            return str(path).replace("gs://bucket", str(tmp_path))
+
+    for name in ("gs", "gcs"):
+        monkeypatch.setitem(_registry, name, Bucket)
+    write(tmp_path / "s", some_ids())
+    assert np.array_equal(ShardReader("gs://bucket/s", "disk")[3]["ids"], some_ids()[3])
+    with pytest.raises(UserError, match="the token shards of gs://bucket/t are not here"):
+        (tmp_path / "t").mkdir()
+        ShardReader("gs://bucket/t")
 
 
 def test_ids_that_do_not_fit_are_refused(tmp_path):

@@ -123,7 +123,7 @@ def brute(x, y, k):
 
 
 def test_precision_and_recall_equal_brute_force(monkeypatch):
-    monkeypatch.setattr(statistics, "BLOCK", 64)  # three blocks, the last one filled up
+    monkeypatch.setattr(statistics, "BLOCK", 64)  # three blocks, the last one smaller
     x, y = draw(0, 150) * 1.3 + 30, draw(1, 130, shift=0.5) + 30
     for found, expected in zip(statistics.precision_recall(x, y), brute(x, y, 3), strict=True):
         np.testing.assert_array_equal(found, expected)

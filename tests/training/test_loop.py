@@ -186,14 +186,19 @@ def test_the_export_is_written_while_training_goes_on(tmp_path):
     assert len(kernels) == 2 and exported_step(tmp_path) == 10
 
 
-def test_an_export_that_fails_stops_the_run(tmp_path):
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_exports_that_find_a_full_disk_end_no_run_but_at_its_end(tmp_path, capsys):
     class Full(Regression):
-        def export(self, weights, folder):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        export = full
 
     with pytest.raises(UserError, match=f"no space left on the disk of {tmp_path}: what was complete is intact"):
         run(tmp_path, Full())
-    assert steps_in(tmp_path) in ([5], [5, 10]) and not (tmp_path / "export/step.json").exists()
+    told = [line for line in capsys.readouterr().err.splitlines() if "training goes on" in line]
+    assert [line.split()[-1] for line in told] == ["5", "10", "15"]
+    assert steps_in(tmp_path) == [15, 20] and not (tmp_path / "export/step.json").exists()
 
 
 def test_not_a_number_is_never_the_best(tmp_path, monkeypatch):
@@ -203,12 +208,30 @@ def test_not_a_number_is_never_the_best(tmp_path, monkeypatch):
     assert steps_in(tmp_path) == [15, 20]
 
 
-def test_full_disk_is_one_clear_line_and_older_checkpoints_stay(tmp_path, monkeypatch):
+def test_training_goes_on_where_the_disk_is_full_for_a_while(tmp_path, monkeypatch, reference, capsys):
+    """No room at step 10; of step 15 it shows in the background, when the next is due."""
+    save, wait, late = checkpoint.ocp.CheckpointManager.save, checkpoint.ocp.CheckpointManager.wait_until_finished, []
+
+    def sometimes(manager, step, **about):
+        done = full() if step == 10 else save(manager, step, **about)
+        late.extend([step] if step == 15 else [])
+        return done
+
+    def shows_late(manager):
+        wait(manager)
+        if late:
+            full(late.pop())
+
+    monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "save", sometimes)
+    monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "wait_until_finished", shows_late)
+    run(tmp_path, ema=0.5, keep=1)
+    told = [line for line in capsys.readouterr().err.splitlines() if "training goes on" in line]
+    assert [line.partition("on; ")[2] for line in told] == [f"the last good checkpoint is that of step {n}" for n in (5, 15)]
+    assert losses(tmp_path) == losses(reference.folder) and steps_in(tmp_path)[-1] == 20 and exported_step(tmp_path) == 20
+
+
+def test_full_disk_at_the_last_checkpoint_is_one_clear_line_and_older_ones_stay(tmp_path, monkeypatch):
     run(tmp_path, steps=5)
-
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.ocp.CheckpointManager, "save", full)
         with pytest.raises(UserError, match=f"no space left on the disk of {tmp_path}: what was complete"):
@@ -264,6 +287,26 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(reference, tmp_path, how)
         run(tmp_path, ema=0.5, steps=20, keep=3)
     assert losses(tmp_path) == losses(reference.folder)
     assert steps_in(tmp_path) == [10, 15, 20] and (tmp_path / "checkpoints/damaged-10").is_dir()
+
+
+def test_checkpoints_may_have_a_folder_of_their_own(tmp_path, reference):
+    """A run folder that is lost with its machine is made anew."""
+    run(tmp_path / "run", ema=0.5, steps=10, checkpoints=str(tmp_path / "kept"))
+    assert not (tmp_path / "run/checkpoints").exists()
+    run(tmp_path / "run", ema=0.5, checkpoints=str(tmp_path / "kept"))
+    assert losses(tmp_path / "run") == losses(reference.folder)
+    with pytest.raises(UserError, match="holds a run of another experiment .different: checkpoints"):
+        run(tmp_path / "run", ema=0.5)
+
+
+def test_a_bucket_is_named_as_it_is(monkeypatch):
+    """pathlib would make gs:/bucket of it, a folder here."""
+    asked = []
+    monkeypatch.setattr(checkpoint, "place", lambda folder: None)
+    monkeypatch.setattr(checkpoint.Checkpoints, "_pass_over_unfinished", lambda self: None)
+    monkeypatch.setattr(checkpoint.ocp, "CheckpointManager", lambda folder, **about: asked.append(folder))
+    checkpoint.Checkpoints("gs://bucket/run", 1)
+    assert [str(folder / "5") for folder in asked] == ["gs://bucket/run/5"]
 
 
 def test_a_bit_that_flips_in_a_large_file_is_noticed(tmp_path):

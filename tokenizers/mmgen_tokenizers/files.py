@@ -32,6 +32,22 @@ WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.c
 NESTS = ("ema", "ema_state_dict", "model", "module", "state_dict")  # where training codes keep the weights, the best first
 
 
+def place(path: str | Path) -> Path:
+    """A path of this machine, or one like gs://bucket/folder, in which pathlib would lose a slash: epath's have its methods.
+    Raises UserError where the package that reads such a bucket is missing."""
+    scheme, found, _ = str(path).partition("://")
+    if not found:
+        return Path(path)
+    import fsspec  # it and etils come with array_record
+    from etils import epath
+
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from None
+    return epath.Path(path)
+
+
 def temporary_beside(path: Path) -> Path:
     """A hidden path of this process's own beside `path`; what killed processes have left there is removed."""
     for left in path.parent.glob(f".{path.name}.*.tmp"):

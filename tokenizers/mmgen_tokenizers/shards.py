@@ -30,7 +30,7 @@ from jaxtyping import Int
 from .cache import cache_root
 from .configs import from_json
 from .errors import UserError, full_disk, nearest
-from .files import read_json, write_atomically, write_json
+from .files import place, read_json, write_atomically, write_json
 from .layout import TokenLayout
 
 FORMAT = 1
@@ -44,7 +44,7 @@ OPEN = 256  # files of a set that are open at once: systems allow a process 1,02
 
 def is_shards(folder: str | Path) -> bool:
     """Whether the folder holds token shards (complete or not)."""
-    folder = Path(folder)
+    folder = place(folder)
     return folder.is_dir() and any(folder.glob("shard-*.array_record"))
 
 
@@ -276,8 +276,8 @@ def _copied(folder: Path, manifest: Mapping[str, Any]) -> Path:
 
     Named by the manifest and by place, size and time of the files: other ids may come under the same manifest.
     """
-    files = [(folder / file["name"]).stat() for file in manifest["files"]]
-    about = [str(folder.resolve()), manifest, [(file.st_size, file.st_mtime_ns) for file in files]]
+    where = folder if "://" in str(folder) else folder.resolve()
+    about = [str(where), manifest, [_version(folder / file["name"]) for file in manifest["files"]]]
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     target = cache_root() / "shards" / key
     if target.is_dir():
@@ -287,7 +287,8 @@ def _copied(folder: Path, manifest: Mapping[str, Any]) -> Path:
     temporary.mkdir(parents=True)
     try:
         for file in manifest["files"]:
-            shutil.copyfile(folder / file["name"], temporary / file["name"])
+            with (folder / file["name"]).open("rb") as source, (temporary / file["name"]).open("wb") as copy:
+                shutil.copyfileobj(source, copy)
         temporary.rename(target)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -296,26 +297,32 @@ def _copied(folder: Path, manifest: Mapping[str, Any]) -> Path:
     return target
 
 
+def _version(path: Path) -> tuple[int, int]:
+    """Size and time of a file."""
+    stat = path.stat()
+    return (stat.st_size, stat.st_mtime_ns) if isinstance(stat, os.stat_result) else (stat.length, stat.mtime)
+
+
 class ShardReader:
     """Random access to token shards: `reader[i]` is a dict with int32 "ids" [crops, N(, G)] and, where the picture had
     them, "label", "caption", "height", "width", "name" and "grid".
 
     `mixed`: pictures have several shapes; then "grid" has the rows and columns of each, and `layout` is of none in particular.
 
-    `cache`: "ram" reads everything now; "disk" copies the files to cache_root() (~/.cache/mmgen) first, for folders
-    on object stores; None reads records where they lie. Safe to use from several threads.
+    The folder may be one like gs://bucket/folder. `cache`: "ram" reads everything now; "disk" copies the files to cache_root()
+    (~/.cache/mmgen) first, for folders on object stores; None reads records where they lie. Safe to use from several threads.
     """
 
     def __init__(self, folder: str | Path, cache: Literal["ram", "disk"] | None = None):
-        self.folder = Path(folder)
+        self.folder = place(folder)
         self.manifest = _read_manifest(self.folder)
         self.layout = from_json(TokenLayout, self.manifest["layout"])
         self.tokenizer: str = self.manifest["tokenizer"]
         self.mixed: bool = self.manifest.get("mixed", False)  # older shards never are
         labels = self.manifest["labels"]
         self.labels: tuple[str, ...] | None = None if labels is None else tuple(labels)
-        place = _copied(self.folder, self.manifest) if cache == "disk" else self.folder
-        files = [(place / file["name"], file["count"]) for file in self.manifest["files"]]
+        there = _copied(self.folder, self.manifest) if cache == "disk" else self.folder
+        files = [(there / file["name"], file["count"]) for file in self.manifest["files"]]
         self._ends = list(accumulate(count for _, count in files))
         self._lock = threading.Lock()  # a reader has one position in its file
         self._reader = functools.lru_cache(OPEN)(lambda shard: ShardReader._open(*files[shard]))

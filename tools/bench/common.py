@@ -74,19 +74,19 @@ class Stages:
     """Results by name, in a file: what is there is not made again."""
 
     def __init__(self, path: Path):
-        self._path, self._done = path, read_json(path) if path.is_file() else {}
+        self.path, self._done = path, read_json(path) if path.is_file() else {}
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         if name not in self._done:
             print(f"--- {name}", flush=True)
             self._done[name] = make()
-            write_json(self._path, self._done)
+            write_json(self.path, self._done)
         return self._done[name]
 
     def settle(self, given: Mapping[str, Any]) -> None:
         """Raises UserError where the stages were begun with other settings."""
         if (before := self.once("settings", lambda: given)) != given:
-            raise UserError(f"{self._path.parent} was begun with {before}: choose another folder, or the same settings")
+            raise UserError(f"{self.path.parent} was begun with {before}: choose another folder, or the same settings")
 
 
 def train_for(minutes: float, experiment: Experiment, folder: Path, stages: Stages, name: str) -> dict[str, float]:

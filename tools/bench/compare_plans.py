@@ -72,7 +72,7 @@ class Subject:
     train: str
     test: str
     condition: ClassCondition | TextCondition
-    scales: tuple[int, ...]
+    scales: mt.MultiScaleVQ
     crops: str = "center"  # "random:K": mirrored too
 
     def tokenizer(self, several: bool) -> Experiment:
@@ -81,7 +81,7 @@ class Subject:
         if not several:
             return chosen
         model = chosen.task.model
-        codes = mt.MultiScaleVQ(model.quantizer.size, model.quantizer.dim, normalize=False, scales=self.scales, phis=2)
+        codes = replace(self.scales, size=model.quantizer.size, dim=model.quantizer.dim)
         network = {name: getattr(model, name) for name in ("network", "image_size", "quant_conv")}
         return replace(chosen, task=replace(chosen.task, model=mt.MultiScale(quantizer=codes, **network)))
 
@@ -90,13 +90,17 @@ def fashion_mnist() -> Experiment:
     return config.load_experiment(Path(__file__).parents[2] / "experiments/fashion_mnist/tokenizer.py")
 
 
+# Of VAR's kind, which quantize what the coarser ones leave over; and of FlexVAR's, which quantize the picture itself: a plain
+# background is one code there, and would be another one at each place if it made up for what the coarser scales have wrong.
+RESIDUAL = mt.MultiScaleVQ(scales=(1, 2, 4, 8), phis=2)
+WHOLE = mt.MultiScaleVQ(scales=(1, 2, 4), normalize=True, residual=False, phis=0)
 SUBJECTS = {
     subject.folder: subject
     for subject in (
-        Subject("shapes", "Scenes", quickstart.tokenizer, "shapes", "shapes:test", TextCondition(128, 20), (1, 2, 4)),
+        Subject("shapes", "Scenes", quickstart.tokenizer, "shapes", "shapes:test", TextCondition(128, 20), WHOLE),
         Subject(
             "fashion_mnist", "Fashion-MNIST", fashion_mnist, "tfds:fashion_mnist", "tfds:fashion_mnist:test",
-            ClassCondition(10), (1, 2, 4, 8), crops="random:2",
+            ClassCondition(10), RESIDUAL, crops="random:2",
         ),
     )
 }  # fmt: skip
@@ -106,7 +110,7 @@ SUBJECTS = {
 
 
 def model(subject: Subject, order: str) -> GeneratorConfig:
-    """The same number of layers for all; those of next scale need places, as rows and columns of all scales are alike."""
+    """The same number of layers for all."""
     tokenizer = subject.tokenizer(order == "next scale").task.model
     plan = {
         "next token": NextToken(),
@@ -116,8 +120,7 @@ def model(subject: Subject, order: str) -> GeneratorConfig:
         "masked": Masked(steps=8),
     }[order]
     layout = family_of(tokenizer)[1].layout(tokenizer, tokenizer.image_size, tokenizer.image_size)
-    block = replace(BLOCK, position="learned") if order == "next scale" else BLOCK
-    return GeneratorConfig(plan, layout, subject.condition, block, depth=LAYERS - max(plan.taps(0)))
+    return GeneratorConfig(plan, layout, subject.condition, BLOCK, depth=LAYERS - max(plan.taps(0)))
 
 
 def parameters(c: GeneratorConfig) -> int:

@@ -5,7 +5,8 @@
 The recommended settings come first, then each of the temperatures with each top-k, without top-p; guidance is the recommended
 one. Prompts are captions of the run's validation data, labels all classes in turn. Of each window: forwards (of the slowest
 picture of a batch, in the mean of the batches) over N, seconds over those of plain decoding, which takes turns with it, and the
-share of tokens that are those of plain decoding; no picture is decoded. A page with curves is written beside OUT.
+share of tokens that are those of plain decoding; no picture is decoded. Beside OUT are written a page with curves (.html), a
+table (.md) and the curves of the first batch size (.svg).
 
 What OUT holds already is not measured again: the same command goes on after a stop.
 """
@@ -27,7 +28,7 @@ from mmgen.decoding.coupling import COUPLINGS
 from mmgen.decoding.jacobi import INITS
 from mmgen.generator import Generator, load
 from mmgen.model.config import TextCondition
-from mmgen.report import Chart, Figure, Table, write_report
+from mmgen.report import Chart, Figure, Table, chart_file, write_report
 from mmgen.samples import Rows, conditions, digest, read_prompts
 
 TARGET = 0.6  # forwards over N, at the recommended settings
@@ -99,7 +100,7 @@ def charts(entries: list[dict]) -> list[Chart]:
         windows, shares = found.setdefault(entry["batch"], {}).setdefault(label(entry), ([], []))
         windows.append(entry["window"])
         shares.append(entry["share"])
-    return [Chart(f"Forwards over N by window, batch {batch}", curves) for batch, curves in found.items()]
+    return [Chart(f"Forwards over N by window, batch {batch}", curves, "window") for batch, curves in found.items()]
 
 
 def page(path: Path, what: str, entries: list[dict], own: dict) -> None:
@@ -116,6 +117,19 @@ def page(path: Path, what: str, entries: list[dict], own: dict) -> None:
         for e in entries
     ]  # fmt: skip
     write_report(path, "Jacobi decoding", figures, charts(entries), [], what, [Table("All settings", columns, rows)])
+
+
+def table(entries: list[dict]) -> str:
+    """Markdown: a row for each setting and batch size, a column for each window."""
+    cells: dict[tuple[str, int], dict[int, str]] = {}
+    for e in entries:
+        cell = f"{100 * e['share']:.0f}% ({e['seconds_over_plain']:.2f})"
+        cells.setdefault((label(e), e["batch"]), {})[e["window"]] = cell
+    windows = sorted({entry["window"] for entry in entries})
+    head = ["settings", "pictures at once", *(f"window {window}" for window in windows)]
+    rows = [[name, str(batch), *(row.get(w, "") for w in windows)] for (name, batch), row in cells.items()]
+    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join(["Forwards over sites (seconds over plain decoding's).", "", *lines, ""])
 
 
 def main() -> None:
@@ -156,6 +170,8 @@ def main() -> None:
             entries += measured(gen, rows, batch, each, jacobi, a.windows, a.repeats)
             write_json(a.out, report(what, entries, str(a.run), name) | about)
     page(a.out.with_suffix(".html"), what, entries, settings[0])
+    a.out.with_suffix(".md").write_text(table(entries))
+    a.out.with_suffix(".svg").write_text(chart_file(charts(entries)[0]))
 
 
 if __name__ == "__main__":

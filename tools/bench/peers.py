@@ -1,6 +1,7 @@
 """LlamaGen's own PyTorch code, from a checkout that the user names; torch must be importable."""
 
 import contextlib
+import functools
 import io
 import sys
 from collections.abc import Callable
@@ -8,8 +9,10 @@ from collections.abc import Callable
 CLASSES = 1000
 
 
+@functools.cache
 def llamagen(path: str, size: str, tokens: int, form: str = "eager"):
-    """The model and its device. `form`: "eager", in float32 on a CPU; "compiled", as its sample_c2i.py does it, in bfloat16."""
+    """The model and its device, loaded once. `form`: "eager", in float32 on a CPU; "compiled", as its sample_c2i.py does it, in
+    bfloat16."""
     import torch
 
     sys.path.insert(0, path)
@@ -24,20 +27,21 @@ def llamagen(path: str, size: str, tokens: int, form: str = "eager"):
     return torch.compile(model, mode="reduce-overhead", fullgraph=True) if form == "compiled" else model, device
 
 
-def sampling(path: str, size: str, tokens: int, batch: int, guidance: float, form: str) -> Callable[[], None]:
-    """Draws a batch, from all tokens at temperature 1."""
-    import torch
+def sampling(path: str, size: str, tokens: int, batch: int, guidance: float, form: str) -> Callable[..., None]:
+    """Draws a batch, from all tokens at temperature 1; the model is loaded when it first does. The function's argument: how
+    many tokens of a picture (all)."""
 
-    model, device = llamagen(path, size, tokens, form)
-    from autoregressive.models.generate import generate
+    def run(count: int = tokens):
+        import torch
 
-    model.eval()
-    labels = torch.arange(batch, device=device) % CLASSES
-    options = {"cfg_interval": -1, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "sample_logits": True}
+        model, device = llamagen(path, size, tokens, form)
+        from autoregressive.models.generate import generate
 
-    def run():
+        model.eval()
+        labels = torch.arange(batch, device=device) % CLASSES
+        options = {"cfg_interval": -1, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "sample_logits": True}
         with contextlib.redirect_stderr(io.StringIO()):  # its progress
-            generate(model, labels, tokens, cfg_scale=guidance, **options)
+            generate(model, labels, count, cfg_scale=guidance, **options)
         synchronize(device)
 
     return run

@@ -8,7 +8,16 @@ import jax
 import numpy as np
 
 from ..errors import UserError
-from .scoring import Extractor, Measured, compare, has_statistics, measure, read_statistics, save_statistics
+from .scoring import (
+    Extractor,
+    Measured,
+    check_statistics,
+    compare,
+    has_statistics,
+    measure,
+    read_statistics,
+    save_statistics,
+)
 from .sets import ArrayFiles, PictureFolder, open_pictures
 from .statistics import NEIGHBOURS, SPLIT
 
@@ -19,6 +28,8 @@ NAMES = {
     "fid": "FID", "sfid": "sFID", "inception_score": "Inception score", "precision": "precision", "recall": "recall",
     "kid": "KID", "rfid": "rFID", "psnr": "PSNR in dB", "ssim": "SSIM", "lpips": "LPIPS",
     "usage": "share of the codebook in use", "perplexity": "perplexity of the codes",
+    "recognised": "recognised as the class asked for", "classifier": "real ones that are recognised",
+    "fcd": "FCD", "fcd_of_real": "FCD of real ones", "fcd_of_blurred": "FCD of blurred ones", "fcd_of_noise": "FCD of noise",
     "bits_per_dimension": "bits a dimension", "bits_per_picture": "bits a picture", "bits_per_token": "bits a token",
 }  # fmt: skip
 
@@ -39,10 +50,27 @@ def score(
     """
     extractor = Extractor(weights)
     pictures = open_pictures(samples, size, crop)
+    _check(reference, extractor, pictures.size, crop, statistics)
     measured = measure(extractor, pictures)
     against, about = read_reference(reference, extractor, pictures.size, crop, statistics)
     sets = {"samples": about_set(samples, pictures, measured), "reference": about}
     return {"figures": compare(measured, against), **sets, **surroundings(extractor, crop)}
+
+
+def check_reference(
+    path: str | Path, weights: str | Path, size: Size, crop: str = "adm", statistics: str | Path | None = None
+) -> None:
+    """Raises UserError for what `score` would refuse as its reference, before the samples are drawn."""
+    _check(path, Extractor(weights), size, crop, statistics)
+
+
+def _check(path: str | Path, extractor: Extractor, size: Size, crop: str, statistics: str | Path | None) -> None:
+    if not has_statistics(path):
+        open_pictures(path, size, crop)
+        return
+    if statistics is not None:
+        raise UserError(f"{path} is a file of statistics already: --save-statistics writes those of pictures")
+    check_statistics(path, extractor, size)
 
 
 def read_reference(
@@ -50,12 +78,7 @@ def read_reference(
 ) -> tuple[Measured, Result]:
     """What a file of statistics, or a set of pictures of `size`, gives; and what the result says of it."""
     if has_statistics(path):
-        if statistics is not None:
-            raise UserError(f"{path} is a file of statistics already: --save-statistics writes those of pictures")
         measured, found = read_statistics(path, extractor)
-        if None not in (found, size) and tuple(found) != tuple(size):
-            shapes = " and of ".join(" x ".join(map(str, s)) for s in (size, found))
-            raise UserError(f"the samples and the reference {path} are of {shapes} pixels: score sets of one size")
         about = {"from": str(path), "pictures": measured.pool.count, "size": found and list(found), "statistics": True}
     else:
         pictures = open_pictures(path, size, crop)

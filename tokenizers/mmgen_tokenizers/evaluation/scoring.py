@@ -27,6 +27,7 @@ OTHER_ROWS = 128
 KEPT = 10_000  # rows of features in a file of statistics, as many pictures as ADM's reference files hold
 KERNEL_ROWS = 5000  # of each set that the kernel distance is of, at most
 FEWEST = 4  # pictures of a set
+FOLDED = 1024  # rows that become moments at once: of few that takes as long, and GPUs would wait for it
 
 
 class Measured(NamedTuple):
@@ -50,6 +51,11 @@ class Extractor:
         self._params, self._split = jax.device_put(params, NamedSharding(mesh, P())), NamedSharding(mesh, P("batch"))
         self._run, self.rows = jax.jit(inception.features), ROWS.get(devices[0].platform, OTHER_ROWS) * len(devices)
 
+    @property
+    def width(self) -> int:
+        """Features of a picture."""
+        return self._params["fc"]["kernel"].shape[0]
+
     def __call__(self, pictures: UInt8[np.ndarray, "B H W 3"]) -> inception.Features:
         """NumPy arrays, of any number of pictures: one program for all, whose rows are filled up."""
         pieces = [self._piece(pictures[start : start + self.rows]) for start in range(0, len(pictures), self.rows)]
@@ -66,17 +72,24 @@ class Meter:
     """Measures a set whose pictures come in pieces; of several processes each is given its own ones (processes.py)."""
 
     def __init__(self, extractor: Extractor):
-        self._extractor, self._kept = extractor, []
+        self._extractor, self._kept, self._waiting = extractor, [], []
         self._moments: tuple[Moments, ...] = ()  # of pool and spatial; the latter are too many to be kept
 
     def add(self, pictures: UInt8[np.ndarray, "B H W 3"]) -> None:
         found = self._extractor(pictures)
-        own = Moments.of(found.pool), Moments.of(found.spatial)
-        self._moments = tuple(map(operator.add, self._moments, own)) if self._moments else own
         self._kept.append((found.pool, found.probabilities))
+        self._waiting.append((found.pool, found.spatial))
+        if sum(len(pool) for pool, _ in self._waiting) >= FOLDED:
+            self._fold()
+
+    def _fold(self) -> None:
+        own = tuple(Moments.of(np.concatenate(column)) for column in zip(*self._waiting, strict=True))
+        self._moments, self._waiting = tuple(map(operator.add, self._moments, own)) if self._moments else own, []
 
     def measured(self) -> Measured:
         """Every process must call it."""
+        if self._waiting:
+            self._fold()
         pool, spatial = _of_all(self._moments[:1]), _of_all(self._moments[1:])
         columns = zip(*self._kept, strict=True) if self._kept else ((), ())
         features, probabilities = (np.concatenate(gather(column, np.float32)) for column in columns)
@@ -120,9 +133,27 @@ def save_statistics(path: str | Path, measured: Measured, size: Sequence[int]) -
         temporary.unlink(missing_ok=True)
 
 
+def check_statistics(path: str | Path, extractor: Extractor, size: Sequence[int] | None) -> None:
+    """Raises UserError for statistics of another network, or of pictures of another size, before anything is measured."""
+    with _archive(path) as held:
+        names, width = set(held.files), len(held["mu"])
+        network = str(held["network"]) if "network" in names else None
+        found = tuple(held["size"].tolist()) if "size" in names else None
+    if network not in (None, extractor.fingerprint):
+        raise UserError(
+            f"{path} has statistics of the network {network}, {extractor.file} is {extractor.fingerprint}: they do not compare"
+        )
+    if width != extractor.width:
+        raise UserError(f"{path} has {width} features a picture, the network gives {extractor.width}: it is of another network")
+    found = open_pictures(path).size if "arr_0" in names else found
+    if None not in (found, size) and found != tuple(size):
+        shapes = " and of ".join(" x ".join(map(str, s)) for s in (size, found))
+        raise UserError(f"the samples and the reference {path} are of {shapes} pixels: score sets of one size")
+
+
 def read_statistics(path: str | Path, extractor: Extractor) -> tuple[Measured, tuple[int, int] | None]:
     """What `save_statistics` or ADM wrote, and the size of the pictures where it is known. Of ADM's files, the features are
-    those of the pictures that they hold. Raises UserError for statistics of another network."""
+    those of the pictures that they hold."""
     with _archive(path) as held:
         names = set(held.files)
         pool = Gaussian(held["mu"], held["sigma"], int(held["count"]) if "count" in names else None)
@@ -130,10 +161,6 @@ def read_statistics(path: str | Path, extractor: Extractor) -> tuple[Measured, t
         network = str(held["network"]) if "network" in names else None
         features = held["features"] if "features" in names else None
         size = tuple(held["size"].tolist()) if "size" in names else None
-    if network not in (None, extractor.fingerprint):
-        raise UserError(
-            f"{path} has statistics of the network {network}, {extractor.file} is {extractor.fingerprint}: they do not compare"
-        )
     if features is None and "arr_0" in names:
         pictures = open_pictures(path)
         features, size = measure(extractor, pictures).features, pictures.size
@@ -160,13 +187,10 @@ def has_statistics(path: str | Path) -> bool:
 
 def compare(samples: Measured, reference: Measured) -> dict[str, dict[str, Any]]:
     """name -> {"value", and where it can be said "interval": 95% of what other draws of as many samples would give}. Those that
-    need what the reference does not have are left out. Raises UserError where the sets do not compare."""
-    width, other = len(samples.pool.mean), len(reference.pool.mean)
-    if width != other:
-        raise UserError(f"the reference has {other} features a picture, the network gives {width}: it is of another network")
+    need what the reference does not have are left out. Raises UserError for too few samples."""
     if samples.pool.count < FEWEST:
         raise UserError(f"{samples.pool.count} pictures are too few to compare sets: give at least {FEWEST}")
-    warn_of_few(samples.pool.count, width)
+    warn_of_few(samples.pool.count, len(samples.pool.mean))
     value, influence = statistics.frechet_influence(samples.features, samples.pool, reference.pool)
     found = {"fid": _figure(value, influence)}
     if samples.spatial is not None and reference.spatial is not None:

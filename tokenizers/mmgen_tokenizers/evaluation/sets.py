@@ -52,7 +52,8 @@ def _stream(path: Path) -> Iterator[tuple[BinaryIO, tuple[int, ...]]]:
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = read(stream)
             if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or fortran or not shape[0]:
-                raise UserError(f"{path}: arr_0 is {dtype} {list(shape)}; pictures are uint8 [N, H, W, 3], colours last")
+                wanted = "uint8 [N, H, W, 3], colours last (grey ones have three equal channels)"
+                raise UserError(f"{path}: arr_0 is {dtype} {list(shape)}; pictures are {wanted}")
             yield stream, shape
     except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError) as error:
         raise UserError(f"{path} is no .npz with pictures under arr_0 ({error})") from None

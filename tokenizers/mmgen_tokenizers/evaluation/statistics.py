@@ -3,20 +3,19 @@ Inception score, precision and recall. Of each figure also its *influence*, [N]:
 from which `interval` makes a bootstrap interval without computing the figure again.
 """
 
-import functools
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
+
+from ..streaming import groups
 
 NEIGHBOURS = 3  # the k of precision and recall in ADM's evaluator
 SPLIT = 5000  # rows that one Inception score is of; the score of more is the mean of these
-BLOCK = 1024  # rows whose distances to all others are in memory at once
+BLOCK = 1024  # rows of a set whose distances are in memory at once
 DRAWS = 1000  # of the bootstrap
 
 
@@ -43,7 +42,8 @@ class Moments:
     def of(cls, features: Float[np.ndarray, "N F"]) -> "Moments":
         x = np.asarray(features, np.float64)
         mean = x.mean(0)
-        return cls(len(x), mean, (x - mean).T @ (x - mean))
+        apart = x - mean
+        return cls(len(x), mean, apart.T @ apart)  # of one array: half of the product's work
 
     def __add__(self, other: "Moments") -> "Moments":
         count, apart = self.count + other.count, other.mean - self.mean
@@ -138,49 +138,63 @@ def precision_recall(
 
     In float32; ADM's evaluator rounds the features to float16 first.
     """
-    middle = np.asarray(reference, np.float64).mean(0)  # distances are differences of squares: smaller ones are exacter
-    samples, reference = (np.asarray(x - middle, np.float32) for x in (samples, reference))
-    reach_samples, reach_reference = radii(samples, k), radii(reference, k)
-    return _within(samples, reference, reach_reference), _within(reference, samples, reach_samples)
+    middle = reference.mean(0, dtype=np.float64)  # distances are differences of squares: smaller ones are exacter
+    a, b = (_sides(np.asarray(x, np.float32) - middle.astype(np.float32)) for x in (samples, reference))
+    reach_samples, reach_reference = _radii(a, k), _radii(b, k)
+    within, covered = np.zeros(len(samples), bool), np.zeros(len(reference), bool)
+    for own, other, distance in _distances(a, b, list(itertools.product(_blocks(samples), _blocks(reference)))):
+        within[own] |= (distance <= reach_reference[other]).any(1)
+        covered[other] |= (distance <= reach_samples[own, None]).any(0)
+    return within, covered
 
 
-def radii(features: Float[np.ndarray, "N F"], k: int) -> Float[np.ndarray, " N"]:
-    """Squared distance of each row to its k-th neighbour among the others."""
-    return _by_rows(functools.partial(_nearest, k=k), features, features)
+class _Sides(NamedTuple):
+    """A set twice, so that left @ right.T are squared distances: |a|^2 + |b|^2 - 2 a.b."""
+
+    left: Float[np.ndarray, "N F+2"]
+    right: Float[np.ndarray, "N F+2"]
 
 
-def _within(points, centres, reach) -> Bool[np.ndarray, " N"]:
-    return _by_rows(_reached, points, centres, reach)
+def _sides(x: Float[np.ndarray, "N F"]) -> _Sides:
+    norm, one = np.einsum("nf,nf->n", x, x)[:, None], np.ones((len(x), 1), np.float32)
+    return _Sides(np.hstack([x, norm, one]), np.hstack([-2 * x, one, norm]))
 
 
-def _by_rows(function, rows: Float[np.ndarray, "N F"], *whole) -> np.ndarray:
-    """function(a block of rows, *whole), one program for all blocks: the last one is filled up. The devices of this process
-    share the rows of a block."""
-    devices = jax.local_devices()
-    mesh = Mesh(np.array(devices), ("rows",))
-    split, whole = NamedSharding(mesh, P("rows")), jax.device_put(whole, NamedSharding(mesh, P()))
-    size = len(devices) * min(BLOCK, -(-len(rows) // len(devices)))
-    filled = np.concatenate([rows, np.zeros((-len(rows) % size, rows.shape[1]), rows.dtype)])
-    blocks = (jax.device_put(filled[i : i + size], split) for i in range(0, len(filled), size))
-    return np.concatenate([np.asarray(function(block, *whole)) for block in blocks])[: len(rows)]
+def _radii(rows: _Sides, k: int) -> Float[np.ndarray, " N"]:
+    """Squared distance of each row to its k-th neighbour among the others. A distance is computed once, for both its rows."""
+    nearest = np.full((len(rows.left), k), np.inf, np.float32)
+    pairs = list(itertools.combinations_with_replacement(_blocks(rows.left), 2))
+    for own, other, distance in _distances(rows, rows, pairs):
+        if own == other:
+            np.fill_diagonal(distance, np.inf)
+        else:
+            _keep(nearest[other], distance.T)
+        _keep(nearest[own], distance)
+    return np.maximum(nearest.max(1), 0)
 
 
-def _squared(a: Float[Array, "n F"], b: Float[Array, "m F"]) -> Float[Array, "n m"]:
-    product = jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
-    return jnp.maximum(jnp.square(a).sum(1)[:, None] - 2 * product + jnp.square(b).sum(1), 0)
+def _keep(nearest: Float[np.ndarray, "n k"], distance: Float[np.ndarray, "n m"]) -> None:
+    """Has `nearest` hold the k smallest of its own and of `distance`. Most rows have none that is nearer."""
+    (rows,) = np.nonzero(distance.min(1) < nearest.max(1))
+    both, each = np.concatenate([nearest[rows], distance[rows]], 1), np.arange(len(rows))
+    for i in range(nearest.shape[1]):  # quicker than to sort
+        place = both.argmin(1)
+        nearest[rows, i] = both[each, place]
+        both[each, place] = np.inf
 
 
-@functools.partial(jax.jit, static_argnames="k")
-def _nearest(rows: Float[Array, "n F"], others: Float[Array, "m F"], k: int) -> Float[Array, " n"]:
-    distance, place = _squared(rows, others), jnp.arange(len(rows))
-    for _ in range(k):  # the first is the row itself; top_k would sort all of them on a CPU
-        distance = distance.at[place, distance.argmin(1)].set(jnp.inf)
-    return distance.min(1)
+def _blocks(rows: Float[np.ndarray, "N F"]) -> list[slice]:
+    return [slice(start, start + BLOCK) for start in range(0, len(rows), BLOCK)]
 
 
-@jax.jit
-def _reached(rows: Float[Array, "n F"], centres: Float[Array, "m F"], reach: Float[Array, " m"]) -> Bool[Array, " n"]:
-    return (_squared(rows, centres) <= reach).any(1)
+def _distances(
+    a: _Sides, b: _Sides, pairs: Sequence[tuple[slice, slice]]
+) -> Iterator[tuple[slice, slice, Float[np.ndarray, "n m"]]]:
+    """Each pair with the squared distances of its blocks; a thread computes the next ones meanwhile. In NumPy, even where there
+    is an accelerator: it is seconds, and on CPUs BLAS is faster than XLA."""
+    found = groups(lambda i: a.left[pairs[i][0]] @ b.right[pairs[i][1]].T, len(pairs), 1)
+    for (own, other), (distance,) in zip(pairs, found, strict=True):
+        yield own, other, distance
 
 
 # Kernel distance -----------------------------------------------------------------------------------------------------
@@ -227,7 +241,8 @@ def _kernel(x: Float[np.ndarray, "n F"], y: Float[np.ndarray, "m F"]) -> _Kernel
     alike, x, y = x is y, np.asarray(x, np.float64), np.asarray(y, np.float64)
     rows, columns, squares = np.zeros(len(x)), np.zeros(len(y)), 0.0
     for start in range(0, len(x), BLOCK):
-        values = (x[start : start + BLOCK] @ y.T / x.shape[1] + 1) ** 3
+        values = x[start : start + BLOCK] @ y.T / x.shape[1] + 1
+        values *= np.square(values)
         if alike:
             values[np.arange(len(values)), start + np.arange(len(values))] = 0
         rows[start : start + BLOCK] = values.sum(1)
