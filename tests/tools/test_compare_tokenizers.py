@@ -76,6 +76,11 @@ def test_what_the_first_ids_show_has_a_table(bench, out):
     assert bench.prefix_table(rows).splitlines()[2:] == ["| vq | 512 | 1: 12.00, 5: 13.25 |"]
 
 
+def test_the_readme_shows_the_results(repository):
+    table = (repository / "tools" / "bench" / "results" / "tokenizers_cpu.md").read_text()
+    assert table in (repository / "tokenizers" / "README.md").read_text()
+
+
 def test_a_misspelt_family_is_told_before_anything_is_done(bench, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["compare_tokenizers.py", str(tmp_path / "out"), "--families", "vq,lqf"])
     with pytest.raises(UserError, match="there are the families vq, ibq, lfq"):
