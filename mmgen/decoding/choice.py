@@ -87,8 +87,8 @@ def starting(c: GeneratorConfig, batch: dict, init: str | Int[np.ndarray, "b n .
 
 
 def auto_window(c: GeneratorConfig, params: dict, rows: int, itemsize: int) -> int:
-    """As many sites as one forward computes while it reads weights and cache: up to there they are free. The power of two below:
-    a CPU takes longer for 14 rows than for 16.
+    """As many sites as one forward computes while it reads weights and cache: up to there they are free. The power of two
+    below: a CPU takes longer for 14 rows than for 16.
 
     `rows`: of the transformer, guided pairs included; `params`: of decode_params.
     """

@@ -1,10 +1,13 @@
 """A collapse of the codebook is told, with what to change."""
 
 import dataclasses
+import functools
 import math
+import re
 
 import mmgen_tokenizers as mt
 import pytest
+from mmgen_tokenizers.configs import to_json
 from models import VQGAN, tokenizer_experiment
 
 from mmgen.training import collapse
@@ -34,7 +37,8 @@ def test_a_collapse_is_one_line_with_remedies():
     said = collapse.warning(experiment(), 40, {"usage": 0.03})
     assert said.startswith("step 40: the codebook collapses: usage 3.0% (even use would show 100.0%). Change --optimizer.")
     assert said.endswith("or --task.model.quantizer.entropy (0.1)") and "revive_after" not in said
-    assert "--task.revive_after (200" in collapse.warning(experiment(revive_after=None), 1, {"usage": 0.001})
+    for after in (None, 21):
+        assert "--task.revive_after (20:" in collapse.remedies(experiment(revive_after=after).task)
 
 
 def test_silence_where_all_is_well_or_nothing_can_be_said_yet():
@@ -51,6 +55,14 @@ def test_the_scale_that_collapses_is_named():
     scales = mt.MultiScale(net, mt.MultiScaleVQ(size=32, dim=4, scales=(1, 2, 4), phis=2), image_size=32, quant_conv=1)
     said = collapse.warning(experiment(scales), 100, {"usage": 1.0, "usage/1x1": 0.1, "usage/2x2": 0.5, "usage/4x4": 1.0})
     assert "collapses: usage/1x1 10.0% (even use would show 100.0%). Change" in said and "--task.start_from" in said
+
+
+@pytest.mark.parametrize("quantizer", [VQGAN.quantizer, mt.FSQ((8, 5)), mt.MultiScaleVQ(size=32, dim=4, scales=(1, 4), phis=0)])
+def test_what_is_to_be_changed_are_fields(quantizer):
+    chosen = experiment(with_quantizer(quantizer), revive_after=None)
+    for flag in re.findall(r"--(\S+)", collapse.remedies(chosen.task)):
+        field = functools.reduce(lambda tree, name: tree[name], flag.split("."), to_json(chosen))
+        assert not isinstance(field, dict), flag
 
 
 @pytest.mark.parametrize(
