@@ -17,6 +17,7 @@ WIDTH, HEIGHT = 460, 230  # of a chart, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 26
 POINTS = 300  # of a curve, at most
 MARKED = 12  # and so few are marked
+COLOURS = 6  # of curves: --c0 .. in STYLE; more curves share them
 NARROWEST = 104  # pixels of a card: its words need as much
 
 
@@ -171,7 +172,7 @@ def chart_file(chart: Chart) -> str:
     def line(y: int, text: str, color: str) -> str:
         return f'<text x="{LEFT}" y="{y}" style="fill: var(--{color}); font: 12px sans-serif">{text}</text>'
 
-    keys = "".join(line(8 - 16 * (len(names) - i), name, f"c{i}") for i, name in names)
+    keys = "".join(line(8 - 16 * (len(names) - row), name, f"c{i}") for row, (i, name) in enumerate(names))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 {top} {WIDTH} {HEIGHT - top}"><style>{STYLE}</style>'
         f'<rect y="{top}" width="{WIDTH}" height="{HEIGHT - top}" style="fill: var(--card)"/>'
@@ -192,7 +193,7 @@ def _chart(chart: Chart) -> str:
 
 
 def _plot(chart: Chart) -> tuple[list[tuple[int, str]], str]:
-    """The curves' numbers and names, and what an svg element holds; nothing where there is no point."""
+    """The curves' colours and names, and what an svg element holds; nothing where there is no point."""
     curves = {name: _thinned(*curve) for name, curve in chart.curves.items()}
     curves = {name: points for name, points in curves.items() if points}
     if not curves:
@@ -207,19 +208,19 @@ def _plot(chart: Chart) -> tuple[list[tuple[int, str]], str]:
         return f"{LEFT + across:.1f},{HEIGHT - BOTTOM - up:.1f}"
 
     lines = [
-        f'<polyline class="curve c{i}" points="{" ".join(place(*point) for point in points)}"/>{_dots(i, points, place)}'
+        f'<polyline class="curve c{i % COLOURS}" points="{" ".join(place(*point) for point in points)}"/>{_dots(i, points, place)}'
         for i, points in enumerate(curves.values())
     ]
     last = ", ".join(f"{name} {points[-1][1]:.4g}" for name, points in curves.items())
     title = f"<title>{_text(chart.title)}: at the end {_text(last)}</title>"
     axes = _axes(chart.across, x_ticks, y_ticks, place)
-    return [(i, _text(name)) for i, name in enumerate(curves)], title + axes + "".join(lines)
+    return [(i % COLOURS, _text(name)) for i, name in enumerate(curves)], title + axes + "".join(lines)
 
 
 def _dots(curve: int, points: Sequence[tuple[float, float]], place: Callable[[float, float], str]) -> str:
     """Where the points are, if they are few: a lone one is no line."""
     places = [place(*point).split(",") for point in points] if len(points) <= MARKED else []
-    return "".join(f'<circle class="dot c{curve}" cx="{x}" cy="{y}" r="3"/>' for x, y in places)
+    return "".join(f'<circle class="dot c{curve % COLOURS}" cx="{x}" cy="{y}" r="3"/>' for x, y in places)
 
 
 def _axes(counted: str, x_ticks: Sequence[float], y_ticks: Sequence[float], place: Callable[[float, float], str]) -> str:

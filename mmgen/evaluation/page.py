@@ -12,14 +12,13 @@ from mmgen_tokenizers.evaluation.results import NAMES
 from mmgen_tokenizers.files import read_json
 
 from mmgen.evaluation.curves import curve
-from mmgen.report import Card, Chart, Gallery, Table, write_report
+from mmgen.report import COLOURS, Card, Chart, Gallery, Table, write_report
 
 CURVES = {
     "loss": "Loss in training", "validation/loss": "Loss on unseen pictures", "validation/accuracy": "Likeliest token right",
     "validation/psnr": "PSNR in dB", "validation/usage": "Share of the codebook in use",
 }  # fmt: skip
 SHOWN = 48  # pictures of an evaluation
-MOST = 4  # runs: as many as there are colours of curves
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class Evaluation:
 
 def write_page(runs: Sequence[str | Path], out: str | Path) -> None:
     """Raises UserError where there is nothing to show, or too much."""
-    if len(runs) > MOST:
-        raise UserError(f"{len(runs)} runs do not fit on one page: name at most {MOST}")
+    if len(runs) > COLOURS:
+        raise UserError(f"{len(runs)} runs do not fit on one page: name at most {COLOURS}")
     found = {str(run): evaluations(Path(run)) for run in runs}
     charts = [*training(list(found)), *over_checkpoints(found)]
     latest = {run: newest(each) for run, each in found.items()}

@@ -77,4 +77,4 @@ def test_nothing_to_show(tmp_path, monkeypatch, capsys):
     Path("x").mkdir()
     assert cli.main(["report", "x"]) == 2
     assert "there is neither a metrics.jsonl nor an evaluation/" in capsys.readouterr().err
-    assert cli.main(["report", *"xxxxx"]) == 2 and "name at most 4" in capsys.readouterr().err
+    assert cli.main(["report", *"xxxxxxx"]) == 2 and "name at most 6" in capsys.readouterr().err
