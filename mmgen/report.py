@@ -207,20 +207,18 @@ def _plot(chart: Chart) -> tuple[list[tuple[int, str]], str]:
         up = (y - low) / (high - low or 1) * (HEIGHT - TOP - BOTTOM)
         return f"{LEFT + across:.1f},{HEIGHT - BOTTOM - up:.1f}"
 
-    lines = [
-        f'<polyline class="curve c{i % COLOURS}" points="{" ".join(place(*point) for point in points)}"/>{_dots(i, points, place)}'
-        for i, points in enumerate(curves.values())
-    ]
+    lines = [_line(i % COLOURS, [place(*point) for point in points]) for i, points in enumerate(curves.values())]
     last = ", ".join(f"{name} {points[-1][1]:.4g}" for name, points in curves.items())
     title = f"<title>{_text(chart.title)}: at the end {_text(last)}</title>"
     axes = _axes(chart.across, x_ticks, y_ticks, place)
     return [(i % COLOURS, _text(name)) for i, name in enumerate(curves)], title + axes + "".join(lines)
 
 
-def _dots(curve: int, points: Sequence[tuple[float, float]], place: Callable[[float, float], str]) -> str:
-    """Where the points are, if they are few: a lone one is no line."""
-    places = [place(*point).split(",") for point in points] if len(points) <= MARKED else []
-    return "".join(f'<circle class="dot c{curve % COLOURS}" cx="{x}" cy="{y}" r="3"/>' for x, y in places)
+def _line(colour: int, places: Sequence[str]) -> str:
+    """A curve, and where its points are if they are few: a lone one is no line."""
+    marked = [place.split(",") for place in places] if len(places) <= MARKED else []
+    dots = "".join(f'<circle class="dot c{colour}" cx="{x}" cy="{y}" r="3"/>' for x, y in marked)
+    return f'<polyline class="curve c{colour}" points="{" ".join(places)}"/>{dots}'
 
 
 def _axes(counted: str, x_ticks: Sequence[float], y_ticks: Sequence[float], place: Callable[[float, float], str]) -> str:
