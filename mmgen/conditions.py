@@ -36,6 +36,7 @@ class Reader(NamedTuple):
         """The batch. `null_allowed`: also the class that stands for none."""
         given = [name for name in WANTED.values() if getattr(asked, name) is not None]
         wrong = [name for name in given if name != self.wanted]
+        wrong += ["features_mask"] * (asked.features_mask is not None and self.wanted != "features")
         if wrong or not given:
             raise UserError(f"this generator takes {self.wanted}" + (f", not {' and '.join(wrong)}" if wrong else ""))
         if asked.labels is not None:
@@ -61,10 +62,10 @@ class Reader(NamedTuple):
                 raise UserError(f"there is no label {str(label)!r} among {len(known)} names.{nearest(label, known)}")
             if not isinstance(label, str) and not is_whole(label):
                 raise UserError(f"labels must be whole numbers or names, not {label!r}")
-        ids = np.array([known.index(x) if isinstance(x, str) else int(x) for x in labels], np.int32)
-        if len(ids) == 0 or ids.min() < 0 or ids.max() > classes - (not null_allowed):
-            raise UserError(f"labels must be numbers in 0 .. {classes - 1}; got {ids.tolist()[:8]}")
-        return ids
+        ids = [known.index(x) if isinstance(x, str) else int(x) for x in labels]
+        if not ids or min(ids) < 0 or max(ids) > classes - (not null_allowed):
+            raise UserError(f"labels must be numbers in 0 .. {classes - 1}; got {ids[:8]}")
+        return np.array(ids, np.int32)
 
     def _prompts(self, prompts: list[str]) -> dict[str, np.ndarray]:
         if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
@@ -77,7 +78,7 @@ class Reader(NamedTuple):
     def _features(self, features: Float[np.ndarray, "b c f"], mask: Bool[np.ndarray, "b c"] | None) -> dict[str, np.ndarray]:
         c = self.condition
         mask = np.ones(features.shape[:2], bool) if mask is None else np.asarray(mask).astype(bool)
-        if features.shape[1:] != (c.length, c.width) or mask.shape != features.shape[:2]:
+        if not len(features) or features.shape[1:] != (c.length, c.width) or mask.shape != features.shape[:2]:
             raise UserError(
                 f"features {features.shape} with a mask {mask.shape} do not fit: this generator needs "
                 f"[B, {c.length}, {c.width}] and [B, {c.length}], shorter captions padded on the left"

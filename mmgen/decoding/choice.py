@@ -87,8 +87,8 @@ def starting(c: GeneratorConfig, batch: dict, init: str | Int[np.ndarray, "b n .
 
 
 def auto_window(c: GeneratorConfig, params: dict, rows: int, itemsize: int) -> int:
-    """As many sites as one forward computes while it reads weights and cache: up to there they are free. The nearest power of
-    two: a CPU takes longer for 14 rows than for 16.
+    """As many sites as one forward computes while it reads weights and cache: up to there they are free. The power of two
+    below: a CPU takes longer for 14 rows than for 16.
 
     `rows`: of the transformer, guided pairs included; `params`: of decode_params.
     """
@@ -99,4 +99,4 @@ def auto_window(c: GeneratorConfig, params: dict, rows: int, itemsize: int) -> i
     cache = 2 * c.layers * (c.block.kv_heads or c.block.heads) * c.block.head_dim * length
     operations = rows * (2 * weights + 4 * c.layers * c.block.width * length)
     free = per_byte * itemsize * (weights + rows * cache) / operations
-    return int(np.clip(2 ** np.round(np.log2(free)), 2, min(LARGEST_WINDOW, max(2, c.layout.sites - 1))))
+    return int(np.clip(2 ** np.floor(np.log2(free)), 2, min(LARGEST_WINDOW, max(2, c.layout.sites - 1))))

@@ -81,11 +81,13 @@ class Programs:
     def decode(self, job: Job, rows: Int[np.ndarray, "r"]) -> tuple[Int[np.ndarray, "r n ..."], int]:
         """Tokens and forwards."""
 
+        machine, which = job.machine, job.which  # a program that is kept must not keep the job, with its weights
+
         def run(*given):
             with matmul_precision(self.dtype):
-                return job.machine.decode(*_requests(job.which, *given))
+                return machine.decode(*_requests(which, *given))
 
-        program = self.once(self.compiled, (job.machine, job.which), lambda: jax.jit(run))
+        program = self.once(self.compiled, (machine, which), lambda: jax.jit(run))
         tokens, forwards = program(*job.given(rows))
         return np.asarray(tokens)[: len(rows)], int(forwards)
 

@@ -68,7 +68,7 @@ class Pyramid(nnx.Module):
         if P:
             self.phi_kernel = weight(rngs, (P, 3, 3, C, C), ("frozen", None, None, None, None), scale=0.0)
             self.phi_bias = weight(rngs, (P, C), ("frozen", None), scale=0.0)
-        self.embed = weight(rngs, (C, c.block.width), (None, "embed"), scale=C**-0.5)  # codes are few numbers
+        self.embed = weight(rngs, (C, c.block.width), (None, "embed"), scale=C**-0.5)  # else places drown C numbers
         self.bias = weight(rngs, (c.block.width,), ("embed",), scale=0.0)
 
     @property

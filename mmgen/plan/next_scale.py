@@ -64,5 +64,5 @@ class NextScale:
 
 
 def _centres(cells: int, finest: int) -> np.ndarray:
-    """Where the middle of each cell lies, in half cells of the finest scale."""
-    return (2 * np.arange(cells) + 1) * finest // cells
+    """Where the middle of each cell lies, in half cells of the finest scale, rounded."""
+    return np.rint((2 * np.arange(cells) + 1) * finest / cells).astype(int)

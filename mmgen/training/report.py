@@ -13,6 +13,7 @@ from mmgen_tokenizers.errors import UserError
 from mmgen.config import Experiment
 from mmgen.parallel.chips import chip_of
 from mmgen.parallel.distributed import first_process
+from mmgen.training import collapse
 from mmgen.training.checkpoint import Checkpoints
 from mmgen.training.clock import Clock
 from mmgen.training.metrics import MetricsLog, Progress
@@ -35,6 +36,7 @@ class Report:
         self._progress = Progress(experiment.steps, self._unit, silent=not first_process())
         self.say = self._progress.say
         self.pace = Pace()
+        self._warned = False
 
     def __enter__(self):
         return self
@@ -58,6 +60,14 @@ class Report:
                 figures |= {name: share / seconds for name, share in self._peaks.items()}
             self._write(step, figures | self._clock.figures())
             self._progress.show(step, figures["loss"], self._per_step / seconds if seconds else 0.0, seconds)
+            self._warn(step, figures)
+
+    def _warn(self, step: int, figures: dict[str, float]) -> None:
+        """Says what goes wrong when it begins to, not at each step."""
+        text = collapse.warning(self._experiment, step, figures)
+        if text and not self._warned:
+            self.say(text)
+        self._warned = bool(text)
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         """Figures that were not made by a step: validation."""

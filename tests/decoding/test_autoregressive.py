@@ -1,6 +1,8 @@
 """Step-by-step decoding over the cache equals one teacher-forced pass, for every kind of plan."""
 
 import dataclasses
+import gc
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +48,15 @@ def generator(name: str) -> Generator:
 @pytest.fixture(scope="module")
 def raster_generator() -> Generator:
     return generator("raster")
+
+
+def test_programs_that_are_kept_do_not_keep_the_weights(raster_generator):
+    copy = raster_generator.copied(jax.tree.map(jnp.copy, raster_generator.params))  # as training does for each preview
+    copy.generate(labels=[0], top_k=2)  # a program that no other test has made before
+    held = weakref.ref(copy)
+    del copy
+    gc.collect()
+    assert held() is None
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -142,6 +142,9 @@ def test_what_covers_the_same_part_of_a_picture_has_the_same_place_in_all_scales
     row, column = row - 2, column - 2  # the class stands before them
     assert row[:4].tolist() == [3, 3, 9, 9] and column[:4].tolist() == [3, 9, 3, 9]  # half cells of the finest scale
     assert column[4:10].tolist() == [1, 3, 5, 7, 9, 11] and row[4:].reshape(6, 6)[:, 0].tolist() == [1, 3, 5, 7, 9, 11]
+    three = NextScale(MultiScaleVQ(size=7, scales=(1, 3, 16)))
+    places = three.build(TokenLayout("scales", 16, 16, 7, scales=three.quantizer.grids(16, 16)), 1).position[1:4, COLUMN] - 2
+    assert places.tolist() == [5, 16, 27]  # mirrored, they are the same
 
 
 def test_masked_slots_see_all_and_predict_themselves():

@@ -106,7 +106,8 @@ def test_pictures_of_pillow(tok):
 
 
 @pytest.mark.parametrize(
-    "ids, words", [([[32] * 16], "0 to 31"), ([[-1] * 16], "from -1"), ([3] * 16, "B, N"), ([[0.5] * 16], "integers")]
+    "ids, words",
+    [([[32] * 16], "0 to 31"), ([[-1] * 16], "from -1"), ([3] * 16, "B, N"), ([[0.5] * 16], "integers"), ([[]], r"\[1, 0\]")],
 )
 def test_wrong_ids_are_refused(tok, ids, words):
     with pytest.raises(UserError, match=words):

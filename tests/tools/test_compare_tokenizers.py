@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.files import write_json
 from mmgen_tokenizers.layout import TokenLayout
 from mmgen_tokenizers.pictures import write_png
@@ -37,15 +38,15 @@ def out(bench, tmp_path, monkeypatch):
 
 def test_the_table_has_what_is_done(bench, out):
     head, _, vq, fsq = bench.table(bench.rows(out)).splitlines()
-    assert head.startswith("| family | ids | codes | bits |")
-    assert vq == "| vq | 64 | 256 | 512 | 0.75M | 12.3k | 18.00 | 23.00 | 0.400 | 0.500 | 99.5% | - | - | - | - | - |"
-    assert fsq.endswith("| 99.5% | 12.3k | 100 | 50.0% | 25.0% | 12.5% |")
+    assert head.startswith("| family | bits | ids x codes | PSNR emoji |")
+    assert vq == "| vq | 512 | 64 x 256 | 18.00 | 23.00 | 0.400 | 0.500 | 99.5% | - | - | - | - |"
+    assert fsq.endswith("| 99.5% | 100 | 50.0% | 25.0% | 12.5% |")
     assert bench.rows(out)[1]["generator"] == {"steps": 10, "pictures": 12_345, "cores": 1, "seconds": 60.0}
 
 
 def test_ids_are_told_with_their_groups(bench, out):
     row = {**bench.rows(out)[0], "groups": 3}
-    assert "| 64 x 3 |" in bench.table([row])
+    assert "| 64 x 3 x 256 |" in bench.table([row])
 
 
 def test_what_was_drawn_is_plotted(bench, out):
@@ -61,6 +62,30 @@ def test_what_was_drawn_is_plotted(bench, out):
     assert (float(disc.get("cx")), float(disc.get("cy"))) == (bench.LEFT + 55, bench.TOP)
     heights = [float(text.get("y")) for text in both.iter(f"{kind}text") if text.text in ("fsq 512", "lfq 512")]
     assert len(heights) == 2 and abs(heights[0] - heights[1]) >= 14
+
+
+def test_names_in_the_plot_do_not_cover_each_other(bench):
+    assert bench.free_place(300.0, 200.0, [(90.0, 200.0)]) == (300, 200)
+    assert bench.free_place(100.0, 200.0, [(90.0, 200.0), (120.0, 184.0)]) == (100, 170)  # above both: too little between them
+
+
+def test_what_the_first_ids_show_has_a_table(bench, out):
+    rows = [row | {"psnr_of_first": {"1": 12.0, "5": 13.25}} for row in bench.rows(out)[:1]] + bench.rows(out)[1:]
+    bench.write_all(rows, out / "r.json")
+    assert (out / "r.md").read_text() == bench.table(rows) + "\n" + bench.prefix_table(rows)
+    assert bench.prefix_table(rows).splitlines()[2:] == ["| vq | 512 | 1: 12.00, 5: 13.25 |"]
+
+
+def test_the_readme_shows_the_results(repository):
+    table = (repository / "tools" / "bench" / "results" / "tokenizers_cpu.md").read_text()
+    assert table in (repository / "tokenizers" / "README.md").read_text()
+
+
+def test_a_misspelt_family_is_told_before_anything_is_done(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["compare_tokenizers.py", str(tmp_path / "out"), "--families", "vq,lqf"])
+    with pytest.raises(UserError, match="there are the families vq, ibq, lfq"):
+        bench.main()
+    assert not (tmp_path / "out").exists()
 
 
 def test_crops_come_from_each_picture_in_turn(bench, tmp_path):

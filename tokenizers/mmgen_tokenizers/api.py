@@ -209,7 +209,7 @@ class Tokenizer:
         ids, groups, size = np.asarray(ids), self.layout.groups, self.layout.codebook_size
         shape = "[B, N]" if groups == 1 else f"[B, N, {groups}]"
         fits = ids.ndim == 2 if groups == 1 else ids.ndim == 3 and ids.shape[2] == groups
-        if not fits or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
+        if not fits or not ids.size or not np.issubdtype(ids.dtype, np.integer):
             raise UserError(f"expected ids {shape} of integers, got {ids.dtype} {list(ids.shape)}")
         if ids.min() < 0 or ids.max() >= size:
             raise UserError(

@@ -174,7 +174,8 @@ def decode_shards(tokenizer: Tokenizer, folder: str | Path, out: str | Path, bat
     reader = ShardReader(folder)
     if reader.tokenizer != tokenizer.fingerprint:
         raise UserError(
-            f"{folder} was made by another tokenizer ({reader.tokenizer}) than the one given ({tokenizer.fingerprint})"
+            f"{folder} was made by another tokenizer ({reader.tokenizer}) than the one given ({tokenizer.fingerprint}): "
+            "name that one (`mmgen-tokenizers info` shows fingerprints), or encode the pictures again"
         )
 
     def crops_of(index: int) -> Iterator[tuple[str, TokenLayout, np.ndarray]]:

@@ -11,7 +11,8 @@ and decoded: drawings can hardly do better.
 
 Time is that of training steps, without compilation: a few steps are timed first, which says how many fit. Each stage leaves
 its figures in OUT; killed and started again, the script goes on where it was. Two of them may work on different --families in
-the same OUT, each pinned to half of the cores; the last one writes the whole table. --generator-minutes 0: tokenizers only.
+the same OUT, each pinned to half of the cores, or on different --bits one after the other: each writes the table of all that is
+there. --generator-minutes 0: tokenizers only.
 """
 
 import argparse
@@ -243,18 +244,14 @@ def trainings(folder: Path, done: dict) -> dict[str, dict[str, float]]:
 
 COLUMNS: dict[str, Callable[[dict], str]] = {
     "family": lambda row: row["family"],
-    "ids": lambda row: f"{row['sites']}" + (f" x {row['groups']}" if row["groups"] > 1 else ""),
-    "codes": lambda row: f"{row['codes']}",
     "bits": lambda row: f"{row['bits']:.0f}",
-    "parameters": lambda row: f"{row['parameters'] / 1e6:.2f}M",
-    "pictures seen": lambda row: f"{row['tokenizer']['pictures'] / 1000:.1f}k",
+    "ids x codes": lambda row: " x ".join(str(n) for n in (row["sites"], row["groups"], row["codes"]) if n > 1),
     "PSNR emoji": lambda row: f"{row['psnr_emoji']:.2f}",
     "PSNR Kodak": lambda row: f"{row['psnr_kodak']:.2f}",
     "SSIM emoji": lambda row: f"{row['ssim_emoji']:.3f}",
     "SSIM Kodak": lambda row: f"{row['ssim_kodak']:.3f}",
     "usage": lambda row: f"{row['usage']:.1%}",
-    "scenes seen": lambda row: f"{row['generator']['pictures'] / 1000:.1f}k",
-    "bits needed": lambda row: f"{row['bits_needed']:.0f}",
+    "bits a scene": lambda row: f"{row['bits_needed']:.0f}",
     "readable": lambda row: f"{row['readable_unseen']:.1%}",
     "learned captions verified": lambda row: f"{row['verified_learned']:.1%}",
     "unseen": lambda row: f"{row['verified_unseen']:.1%}",
@@ -273,7 +270,17 @@ def table(found: list[dict]) -> str:
     return Table("", list(COLUMNS), [[cell(show, row) for show in COLUMNS.values()] for row in found]).markdown + "\n"
 
 
+def prefix_table(found: list[dict]) -> str:
+    """Markdown: PSNR of all test pictures when the first ids alone are decoded, of tokenizers that can."""
+    rows = []
+    for row in found:
+        values = [f"{count}: {value:.2f}" for count, value in row.get("psnr_of_first", {}).items()]
+        rows += [[row["family"], f"{row['bits']:.0f}", ", ".join(values)]] if values else []
+    return Table("", ["family", "bits", "ids decoded: PSNR"], rows).markdown + "\n" if rows else ""
+
+
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 720, 420, 60, 50, 30, 110  # of the plot, in its own units
+LINE, LONGEST = 14, 105  # height of a name in it, and width
 
 
 def plot(found: list[dict]) -> str:
@@ -286,15 +293,22 @@ def plot(found: list[dict]) -> str:
         across, up = (x - xs[0]) / (xs[-1] - xs[0]), y / ys[-1]
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - BOTTOM - TOP)
 
-    parts, free = axes(xs, ys, place), HEIGHT
+    parts, names = axes(xs, ys, place), []
     for x, y, row in points:
         (across, up), radius = place(x, y), math.sqrt(row["bits"]) / 4
         parts.append(f'<circle cx="{across:.1f}" cy="{up:.1f}" r="{radius:.1f}" fill="#2a6fd6" fill-opacity="0.6"/>')
-        free = min(free - 14, up + 4)  # names stand above each other, never on each other
-        parts.append(f'<text x="{across + radius + 4:.1f}" y="{free:.1f}">{row["family"]} {row["bits"]:.0f}</text>')
+        names.append(free_place(across + radius + 4, up + 4, names))
+        parts.append('<text x="{:.1f}" y="{:.1f}">{} {:.0f}</text>'.format(*names[-1], row["family"], row["bits"]))
     body = f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>' + "".join(parts)
     style = 'font-family="sans-serif" font-size="13" fill="#17181c"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" {style}>{body}</svg>\n'
+
+
+def free_place(x: float, y: float, names: list[tuple[float, float]]) -> tuple[float, float]:
+    """Where a name can stand that would stand at x, y: there, or above those that are in its way."""
+    while any(abs(x - there) < LONGEST and abs(y - up) < LINE for there, up in names):
+        y -= 1
+    return x, y
 
 
 def axes(xs: list[float], ys: list[float], place: Callable[[float, float], tuple[float, float]]) -> list[str]:
@@ -316,9 +330,10 @@ def write_all(found: list[dict], path: Path | None) -> None:
     """The figures on the terminal; with `path` (.json) they go there, and the table (.md) and the plot (.svg) beside it."""
     what = "tokenizers of all families, trained alike; then one generator, trained alike on the ids of each"
     write(report(what, found), path)
-    print(table(found))
+    tables = "\n".join(filter(None, [table(found), prefix_table(found)]))
+    print(tables)
     if path:
-        write_atomically(path.with_suffix(".md"), table(found).encode())
+        write_atomically(path.with_suffix(".md"), tables.encode())
         if drawn := [row for row in found if "verified_learned" in row]:
             write_atomically(path.with_suffix(".svg"), plot(drawn).encode())
 
@@ -333,11 +348,16 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help=".json of all figures; .md and .svg beside it")
     arguments = parser.parse_args()
     use_compilation_cache()
-    out, minutes = arguments.out, {"minutes": arguments.minutes, "generator_minutes": arguments.generator_minutes}
-    Stages(out / STAGES).settle(minutes)
+    out, minutes, generator_minutes = arguments.out, arguments.minutes, arguments.generator_minutes
+    chosen = arguments.families.split(",")
+    for family in chosen:
+        families.model(family)  # a misspelt name is told before hours of work on the others
+    Stages(out / STAGES).settle({"minutes": minutes})
+    if generator_minutes:
+        Stages(out / "generators.json").settle({"generator_minutes": generator_minutes})
     training_pictures(out / "pictures")
-    for bits, family in itertools.product(arguments.bits, arguments.families.split(",")):
-        contend(out, family, bits, **minutes)
+    for bits, family in itertools.product(arguments.bits, chosen):
+        contend(out, family, bits, minutes, generator_minutes)
     write_all(rows(out), arguments.results)
 
 

@@ -1,7 +1,7 @@
 """How fast tokens are drawn: beside what this device can give, and beside LlamaGen's own PyTorch code.
 
     python tools/bench/decode.py --peer PATH/TO/LlamaGen --out tools/bench/results/decode_cpu.json
-    python tools/bench/decode.py --models GPT-L GPT-XL --tokens 576 --batches 1 64 --windows auto 16
+    python tools/bench/decode.py --models GPT-L GPT-XL --tokens 576 --batches 1 64 --windows auto 16 --out gpu.json
 
 PATH is a checkout of the public repository. Weights are random, and large enough that a token hangs on those before it: what is
 measured is time, and what a forward costs. How many forwards parallel decoders save hangs on the weights: forwards.py tells it

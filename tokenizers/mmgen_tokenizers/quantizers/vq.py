@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from ..errors import UserError
 
 MOST_COUNTED = 2**24  # codes whose usage training counts
+WINDOW = 65536  # positions over which it does
 
 Params = dict[str, Any]
 AFFINITIES = 2**26  # entries of the [positions, V] matrix that encoding holds at a time: 256 MiB
@@ -133,7 +134,7 @@ def entropy_loss(affinity: Float[Array, "M V"], temperature: float) -> Float[Arr
 Usage = dict[str, Int[Array, "..."]]
 
 
-def start_usage(config: Any, window: int = 65536) -> Usage:
+def start_usage(config: Any, window: int = WINDOW) -> Usage:
     """No code of a quantizer (any kind) seen yet. `window`: positions over which usage and perplexity are reported."""
     codes = config.size * config.groups
     if codes > MOST_COUNTED:
