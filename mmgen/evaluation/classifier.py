@@ -6,6 +6,7 @@ own features is called FCD, never FID: numbers of two classifiers do not compare
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,14 +23,16 @@ from mmgen.generator import Generator
 from mmgen.report import Card
 
 CHUNK = 500  # pictures classified at once
+CHANNELS = (32, 64, 128)  # of the network's convolutions
 
 
 class Network(nnx.Module):
     """Patches of 2 x 2 as channels, then three convolutions that each halve the resolution, then two dense layers."""
 
     def __init__(self, size: int, classes: int, rngs: nnx.Rngs):
-        self.convs = nnx.List([nnx.Conv(a, b, (3, 3), strides=2, rngs=rngs) for a, b in ((12, 32), (32, 64), (64, 128))])
-        self.hidden = nnx.Linear(128 * (size // 16) ** 2, 128, rngs=rngs)
+        pairs = itertools.pairwise((12, *CHANNELS))
+        self.convs = nnx.List([nnx.Conv(a, b, (3, 3), strides=2, rngs=rngs) for a, b in pairs])
+        self.hidden = nnx.Linear(CHANNELS[-1] * (size // 16) ** 2, 128, rngs=rngs)
         self.out = nnx.Linear(128, classes, rngs=rngs)
 
     def __call__(self, pictures: Float[Array, "B H W 3"]) -> Float[Array, "B classes"]:

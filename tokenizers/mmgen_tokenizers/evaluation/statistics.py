@@ -168,15 +168,16 @@ def _radii(rows: _Sides, k: int) -> Float[np.ndarray, " N"]:
         if own == other:
             np.fill_diagonal(distance, np.inf)
         else:
-            _keep(nearest[other], distance.T)
-        _keep(nearest[own], distance)
+            _keep(nearest[other], distance, 0)
+        _keep(nearest[own], distance, 1)
     return np.maximum(nearest.max(1), 0)
 
 
-def _keep(nearest: Float[np.ndarray, "n k"], distance: Float[np.ndarray, "n m"]) -> None:
-    """Has `nearest` hold the k smallest of its own and of `distance`. Most rows have none that is nearer."""
-    (rows,) = np.nonzero(distance.min(1) < nearest.max(1))
-    both, each = np.concatenate([nearest[rows], distance[rows]], 1), np.arange(len(rows))
+def _keep(nearest: Float[np.ndarray, "n k"], distance: Float[np.ndarray, "a b"], axis: int) -> None:
+    """Has `nearest` hold the k smallest of its own and of `distance` along `axis`. Most rows have none that is nearer."""
+    (rows,) = np.nonzero(distance.min(axis) < nearest.max(1))
+    taken, each = distance.take(rows, 1 - axis), np.arange(len(rows))
+    both = np.concatenate([nearest[rows], taken if axis else taken.T], 1)
     for i in range(nearest.shape[1]):  # quicker than to sort
         place = both.argmin(1)
         nearest[rows, i] = both[each, place]
