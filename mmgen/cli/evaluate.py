@@ -56,9 +56,8 @@ def parser() -> Parser:
     p.add_argument("--reference", metavar="FILE.npz|FOLDER", help="pictures or statistics to compare with")
     p.add_argument("--inception", metavar="FILE", help="weights of InceptionV3")
     p.add_argument("--protocol", metavar="NAME", help="whose choices to follow")
-    p.add_argument(
-        "-n", "--num", type=positive, metavar="N", help="pictures: to draw (the protocol's: 50000), a prompt (1), to read (all)"
-    )
+    told = "pictures: to draw (the protocol's: 50000, for a classifier 500), a prompt (1), to read (all)"
+    p.add_argument("-n", "--num", type=positive, metavar="N", help=told)
     p.add_argument("--suite", nargs="+", metavar="shapes|nlvr|FILE", help="prompts to draw, instead of a protocol's classes")
     p.add_argument("--scorer", metavar="MODULE:FUNCTION", help="what scores the pictures of --suite")
     p.add_argument("--classifier", nargs="*", metavar="SPEC", help="judge by one that learns these pictures (RUN's)")
@@ -79,6 +78,8 @@ def parser() -> Parser:
 
 def main(arguments: Sequence[str]) -> None:
     args = parser().parse_args(arguments)
+    if args.classifier and args.run is None:
+        raise UserError("RUN comes first: mmgen evaluate RUN --classifier [TRAIN [TEST]]")
     if (args.run is None) == (args.samples is None):
         raise UserError("give either RUN, to draw from it, or --samples (mmgen evaluate --help shows how)")
     files = [] if args.suite in (None, *([scenes] for scenes in SCENES)) else args.suite

@@ -7,6 +7,7 @@ own features is called FCD, never FID: numbers of two classifiers do not compare
 
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
+from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.evaluation.statistics import Moments, frechet_influence, interval
 from mmgen_tokenizers.pictures import to_float, to_uint8
 
@@ -77,8 +79,11 @@ def _found(
 def fcd(
     classifier: Classifier, samples: UInt8[np.ndarray, "N H W 3"], reference: UInt8[np.ndarray, "M H W 3"]
 ) -> dict[str, Any]:
-    """Frechet distance between two sets in the classifier's features, and its bootstrap interval."""
+    """Frechet distance between two sets in the classifier's features, and its bootstrap interval. Warns of too few samples."""
     features = classifier.features(samples)
+    if len(features) <= features.shape[1]:
+        told = f"{len(features)} pictures for {features.shape[1]} features: the covariance has not full rank"
+        warnings.warn(f"{told} and FCD is far too high: draw more", stacklevel=2)
     a, b = (Moments.of(x).gaussian for x in (features, classifier.features(reference)))
     value, influence = frechet_influence(features, a, b)
     return {"value": value, "interval": list(interval(value, influence))}
@@ -98,13 +103,15 @@ def train_classifier(
 ) -> Classifier:
     """Trains on `steps` batches with "image" uint8 [B, size, size, 3] and "label".
 
-    `size` must be a multiple of 16.
+    `size` must be a multiple of 16. Raises UserError at a label that is not one of the classes.
     """
     graph, params = nnx.split(Network(size, classes, nnx.Rngs(seed)), nnx.Param)
     params = nnx.to_pure_dict(params)
     optimizer = _optimizer(steps, peak)
     state = optimizer.init(params)
     for _, batch in zip(range(steps), batches, strict=False):
+        if batch["label"].min() < 0 or batch["label"].max() >= classes:
+            raise UserError(f"the data have label {batch['label'].max()}, and there are {classes} classes")
         params, state = _step(graph, optimizer, params, state, batch["image"], batch["label"])
     return Classifier(graph, params)
 

@@ -12,11 +12,12 @@ from jaxtyping import Bool, Int, UInt8
 from mmgen_tokenizers.configs import to_json
 from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.evaluation.results import NAMES, Result
+from mmgen_tokenizers.evaluation.scoring import FEWEST
 from mmgen_tokenizers.files import write_json
 
 from mmgen import __version__, config
 from mmgen.config import Data
-from mmgen.data import batches, open_source, parse_source
+from mmgen.data import Batches, batches, open_source, parse_source
 from mmgen.evaluation import generated
 from mmgen.evaluation.classifier import Classifier, blurred, cards, fcd, train_classifier
 from mmgen.evaluation.faithfulness import Rate
@@ -64,6 +65,8 @@ def evaluate(
     _check(generator)
     training, test = (None if each is None else _fitting(generator, each) for each in _named(run, data, data_dir))
     protocol = generated.own(generator, num or PICTURES)
+    if protocol.pictures < FEWEST:
+        raise UserError(f"{protocol.pictures} pictures are too few to compare: draw at least {FEWEST} (-n)")
     record, labels = generated.draw_classes(generator, out, protocol, protocol.pictures, seed, settings)
     if not first_process():
         return None
@@ -81,18 +84,26 @@ def evaluate(
 
 def figures(classify: Classifier, found: Recognised, training: Data, test: Data | None) -> dict[str, dict[str, Any]]:
     """As in evaluation.json. A distance says little alone: those of as many real pictures, of these when they are blurred, and
-    of noise make the scale. Real ones are of the test split, if there is one, mirrored and cropped as in training: what a
+    of noise make the scale. Real ones are of the test split, mirrored and cropped as in training: what a
     perfect model would draw."""
     rate, count = Rate(int(found.right.sum()), len(found.right)), len(found.right)
     rows = {"recognised": {"value": rate.value, "interval": list(rate.interval)}}
+    reference, shown = some(training, REFERENCE, seed=2)["image"], min(count, REFERENCE)
+    sets = {"fcd": found.pictures}
     if test is not None:
-        unseen = next(batches(test, REFERENCE, repeat=False))
+        unseen = some(test, REFERENCE)
         rows["classifier"] = {"value": float(np.mean(classify(unseen["image"]) == unseen["label"]))}
-    reference = next(batches(training, REFERENCE, seed=2))["image"]
-    real = next(batches(replace(training, source=(test or training).source), count, seed=3))["image"]
-    noise = np.random.default_rng(0).integers(0, 256, real.shape, np.uint8)
-    sets = {"fcd": found.pictures, "fcd_of_real": real, "fcd_of_blurred": blurred(real), "fcd_of_noise": noise}
+        sets["fcd_of_real"] = some(replace(training, source=test.source), shown, seed=3)["image"]
+    real = sets.get("fcd_of_real", reference[:shown])  # without a test split they are the reference's own, at no distance
+    sets["fcd_of_blurred"] = blurred(real)
+    sets["fcd_of_noise"] = np.random.default_rng(0).integers(0, 256, real.shape, np.uint8)
     return rows | {name: fcd(classify, pictures, reference) for name, pictures in sets.items()}
+
+
+def some(data: Data, count: int, seed: int = 0) -> dict[str, Any]:
+    """One batch of so many examples, or of all there are."""
+    source = open_source(data)
+    return Batches(source, data, min(count, len(source)), seed)[0]
 
 
 def table(result: Result) -> list[Figure]:

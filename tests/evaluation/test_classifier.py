@@ -93,7 +93,7 @@ CLASSES = ("across", "down", "neither")
 def run(tmp_path, monkeypatch, trained):
     """A run with pictures to learn from, of which the third class is drawn as the first; `run.calls`: what was drawn."""
     for split, seed in (("train", 6), ("test", 7)):
-        for i, picture in enumerate(bars(np.arange(18) % 3, np.random.default_rng(seed))):
+        for i, picture in enumerate(bars(np.arange(120) % 3, np.random.default_rng(seed))):
             write_png(tmp_path / split / CLASSES[i % 3] / f"{i}.png", picture)
     data = [Data(ImageFolder(str(tmp_path / split)), size=32) for split in ("train", "test")]
     config.save(Experiment(task=GeneratorTask(), data=data[0], validation=data[1]), tmp_path / "experiment.json")
@@ -144,7 +144,20 @@ def test_the_pictures_to_learn_from_are_named(run):
     assert run.learned == [((64, 16, 16, 3), 3, 16)] and "classifier" in result["figures"]
     assert result["classifier"]["test"]["source"]["folder"] == specs[1]
     result, _ = recognition.evaluate("model", run.folder, run.folder / "out", 30, specs[:1])
-    assert "classifier" not in result["figures"] and result["figures"]["fcd_of_real"]["value"] > 0
+    assert not {"classifier", "fcd_of_real"} & set(result["figures"]) and result["figures"]["fcd_of_blurred"]["value"] > 0
+
+
+def test_too_few_pictures(run):
+    with pytest.raises(UserError, match="3 pictures are too few to compare: draw at least 4"):
+        recognition.evaluate("model", run.folder, run.folder / "out", 3)
+    with pytest.warns(UserWarning, match="30 pictures for 128 features: .* FCD is far too high"):
+        recognition.evaluate("model", run.folder, run.folder / "out", 30)
+
+
+def test_labels_that_are_no_classes_are_refused_before_a_step():
+    wrong = {"image": np.zeros((2, 16, 16, 3), np.uint8), "label": np.array([0, 2])}
+    with pytest.raises(UserError, match="label 2, and there are 2 classes"):
+        train_classifier(iter([wrong]), 2, 16, steps=1)
 
 
 def test_runs_that_no_classifier_can_judge(run, tmp_path):

@@ -106,6 +106,8 @@ def test_sets_that_do_not_compare(folder, scored, tmp_path):
     refused("is a file of statistics already", b=tmp_path / "size.npz", statistics=tmp_path / "new.npz")
     (tmp_path / "text.npz").write_text("no archive")
     refused("is no .npz of pictures or statistics", b=tmp_path / "text.npz")
+    np.save(tmp_path / "one.npy", np.zeros((4, 8, 8, 3), np.uint8))
+    refused("is one array: put pictures into an .npz", b=tmp_path / "one.npy")
 
 
 def test_few_pictures_are_warned_of():

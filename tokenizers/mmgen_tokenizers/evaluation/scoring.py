@@ -169,9 +169,12 @@ def read_statistics(path: str | Path, extractor: Extractor) -> tuple[Measured, t
 
 def _archive(path: str | Path) -> Any:
     try:
-        return np.load(path, allow_pickle=False)
+        held = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise UserError(f"{path} is no .npz of pictures or statistics ({error})") from None
+    if isinstance(held, np.ndarray):
+        raise UserError(f"{path} is one array: put pictures into an .npz as arr_0 (np.savez)")
+    return held
 
 
 def has_statistics(path: str | Path) -> bool:
@@ -179,7 +182,7 @@ def has_statistics(path: str | Path) -> bool:
     if Path(path).is_dir():
         return False
     with _archive(path) as held:
-        return {"mu", "sigma"} <= set(getattr(held, "files", ()))
+        return {"mu", "sigma"} <= set(held.files)
 
 
 # Figures -------------------------------------------------------------------------------------------------------------
