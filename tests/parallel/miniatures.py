@@ -35,9 +35,8 @@ from mmgen.training.step import make_step
 
 STEPS = 5
 ONE = None  # the program without a mesh
-GENERATOR = [ONE, (4, 1, 1, 1), (1, 4, 1, 1), (2, 2, 1, 1), (1, 1, 4, 1), (1, 2, 2, 1), (1, 1, 1, 4)]
+MESHES = [ONE, (4, 1, 1, 1), (1, 4, 1, 1), (1, 1, 4, 1), (1, 2, 2, 1), (1, 1, 1, 4)]
 TOKENIZER = [ONE, (2, 2, 1, 1)]
-EQUAL = [ONE, (4, 1, 1, 1), (1, 4, 1, 1), (1, 1, 4, 1), (1, 2, 2, 1), (1, 1, 1, 4)]
 SAVED = (1, 4, 1, 1)  # this mesh saves a checkpoint after two steps, and these restore it
 RESTORED = [ONE, (1, 2, 2, 1)]
 PATCHES = mt.PatchGAN(channels=4, layers=1, groups=2)
@@ -191,7 +190,7 @@ KINDS = {"generator": generator, "scales": scales, "neighbors": neighbors, "toke
 
 
 def meshes(folder: Path) -> dict:
-    made = {"inherited": inherited(), "generator": compared(generator(folder), folder, GENERATOR, saves=True)}
+    made = {"inherited": inherited(), "generator": compared(generator(folder), folder, MESHES, saves=True)}
     made["restored"] = restored(folder)
     RUNNING.clear()
     made |= {"tokenizer": compared(tokenizer(folder), folder, TOKENIZER)}
@@ -218,7 +217,7 @@ def sums(folder: Path, depth: int) -> int:
 
 
 def equal(folder: Path, kind: str) -> dict:
-    return {kind: compared(KINDS[kind](folder), folder, EQUAL)}
+    return {kind: compared(KINDS[kind](folder), folder, MESHES)}
 
 
 def interrupted(function, *inputs):
