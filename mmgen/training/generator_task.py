@@ -4,6 +4,7 @@ import functools
 import operator
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +42,18 @@ from mmgen.training.tasks import opened, training_batches, validation_batches
 CAPTIONS = 10_000  # that the text model learns from
 NO_CAPTION = "some pictures of the data have no caption, and the model reads prompts: leave them out"
 SHOWN = 16  # pictures of a preview
+
+
+def settled(experiment: Experiment, folder: Path) -> Experiment:
+    """The experiment, whose next-scale prediction takes quantizer and layout of its tokenizer where it says nothing of them."""
+    task = experiment.task
+    if task.model.plan != NextScale() or task.tokenizer is None:
+        return experiment
+    tokenizer = _tokenizer(task.tokenizer, folder)
+    if not isinstance(tokenizer.config, mt.MultiScale):
+        return experiment
+    model = replace(task.model, plan=NextScale(tokenizer.config.quantizer), layout=tokenizer.layout)
+    return replace(experiment, task=replace(task, model=model))
 
 
 class GeneratorTraining:

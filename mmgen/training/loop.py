@@ -63,6 +63,7 @@ def train(experiment: Experiment, out: str | Path | None = None, profile: tuple[
     folder = Path(out if out is not None else f"runs/{kind}").absolute()
     with ExitStack() as stack:
         with in_turn():
+            experiment = tasks.settled(experiment, folder)
             if first_process():
                 stack.enter_context(locked(folder))
                 claim(folder, experiment)

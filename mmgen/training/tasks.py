@@ -67,6 +67,15 @@ class Task(Protocol):
         """Writes the form that is loaded; runs in another thread while training goes on, so `weights` are on the host."""
 
 
+def settled(experiment: Experiment, folder: Path) -> Experiment:
+    """The experiment with what it leaves to the files that it names."""
+    if isinstance(experiment.task, TokenizerTask):
+        return experiment
+    from mmgen.training import generator_task
+
+    return generator_task.settled(experiment, folder)
+
+
 def make(experiment: Experiment, folder: Path | None) -> Task:
     """The task of an experiment whose run folder is `folder`; its data are opened when they are first needed. None: to compile
     its step, which takes no data."""

@@ -9,7 +9,7 @@ import numpy as np
 import plans
 import pytest
 from mmgen_tokenizers.errors import UserError
-from mmgen_tokenizers.families import vqgan
+from mmgen_tokenizers.families import multiscale, vqgan
 from mmgen_tokenizers.files import flatten, load_arrays, read_json
 from mmgen_tokenizers.pictures import write_png
 from models import LAYOUT, VQGAN, generator_experiment, write_shards
@@ -23,7 +23,7 @@ from mmgen.data.text import TextTokenizer, empty_prompt
 from mmgen.model import transformer
 from mmgen.model.config import BlockConfig, ClassCondition, Dropout, FeatureCondition, GeneratorConfig, NextScale, TextCondition
 from mmgen.training import generator_task, loop
-from mmgen.training.generator_task import GeneratorTraining, _check_codes, decayed
+from mmgen.training.generator_task import GeneratorTraining, _check_codes, decayed, settled
 from mmgen.training.metrics import read_metrics
 from mmgen.training.state import initial_state
 from mmgen.training.step import gradients
@@ -258,6 +258,22 @@ def test_next_scale_prediction_needs_the_quantizer_of_its_tokenizer(tmp_path):
     with pytest.raises(UserError, match="the tokenizer x has .*phis=2.* the model expects .*phis=1"):
         _check_codes(NextScale(replace(quantizer, phis=1)), "x", tok)
     _check_codes(NextScale(quantizer), "x", tok)
+
+
+def test_next_scale_prediction_takes_the_scales_of_its_tokenizer(tmp_path, tokenizer_folder):
+    """`--task.model.plan.kind NextScale` is all that has to be said."""
+    quantizer = mt.MultiScaleVQ(size=32, dim=4, scales=(1, 2), phis=2)
+    scales = mt.MultiScale(VQGAN.network, quantizer, image_size=32)
+    tok = mt.Tokenizer(scales, multiscale.init(scales, jax.random.key(0)))
+    tok.save(tmp_path / "scales")
+    chosen = overrides(
+        generator_experiment(SHAPES, TEXT, str(tmp_path / "scales")), ["--task.model.plan.kind", "NextScale"]
+    )
+    found = settled(chosen, tmp_path / "run").task.model
+    assert found.plan == NextScale(quantizer) and found.layout == tok.layout
+    assert settled(replace(chosen, task=replace(chosen.task, model=found)), tmp_path / "run").task.model == found
+    single = replace(chosen, task=replace(chosen.task, tokenizer=str(tokenizer_folder)))
+    assert settled(single, tmp_path / "run") == single  # which is refused: it has one scale
 
 
 def test_accumulation_gives_the_gradients_of_the_large_batch(shards, tmp_path):
