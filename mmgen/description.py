@@ -16,7 +16,7 @@ from mmgen.decoding.autoregressive import schedule
 from mmgen.folders import find, is_generator
 from mmgen.generator import Exported
 from mmgen.model import transformer
-from mmgen.model.config import ClassCondition, GeneratorConfig, Masked, Sampling, TextCondition
+from mmgen.model.config import ClassCondition, GeneratorConfig, Masked, RandomOrder, Sampling, TextCondition
 from mmgen.model.masking import hidden_share
 from mmgen.plan.drawing import drawing
 from mmgen.training.exports import STEP
@@ -167,9 +167,11 @@ def describe_plan(c: GeneratorConfig) -> str:
         numbers = {"slots": plan.slots, "sites": plan.sites, "steps": c.plan.steps}
         return f"{_page('order of prediction', numbers)}\n  step -> share of the tokens that it finds hidden\n  {holes}"
     computed = sum(segment.width * (segment.stop - segment.start) for segment in schedule(plan))
-    numbers = {"slots": plan.slots, "sites": plan.sites, "steps": plan.times, "padding": round(computed / plan.slots, 3)}
+    padding = f"{computed / plan.slots - 1:.1%} of the slots"
+    numbers = {"slots": plan.slots, "sites": plan.sites, "steps": plan.times, "padding": padding}
     lines = [f"  {line}" for line in drawing(plan, c.layout)]
-    return "\n".join([_page("order of prediction", numbers), "  site -> step", *lines])
+    training = " (in training each sample has an order of its own)" if isinstance(c.plan, RandomOrder) else ""
+    return "\n".join([_page("order of prediction", numbers), f"  site -> step{training}", *lines])
 
 
 def _count(tree: Any) -> str:

@@ -306,7 +306,7 @@ figure { margin: 0; padding: 14px 14px 6px; } figcaption { font-weight: 600; }
 svg { width: 100%; height: auto; display: block; }
 .grid { stroke: var(--line); } .tick { fill: var(--soft); font-size: 11px; }
 .curve { fill: none; stroke-width: 2; stroke-linejoin: round; stroke: var(--hue); }
-.legend { display: flex; gap: 16px; font-size: 13px; color: var(--soft); }
+.legend { display: flex; flex-wrap: wrap; gap: 4px 16px; overflow-wrap: anywhere; font-size: 13px; color: var(--soft); }
 .key i { display: inline-block; width: 14px; height: 3px; border-radius: 2px; margin-right: 6px; vertical-align: middle; }
 .key i { background: var(--hue); } .dot { fill: var(--hue); }
 .c0 { --hue: var(--c0); } .c1 { --hue: var(--c1); } .c2 { --hue: var(--c2); }

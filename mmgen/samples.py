@@ -193,7 +193,8 @@ def number(text: str, generator: Generator) -> int:
     classes = generator.null_label
     if text.isdigit() and int(text) < classes:
         return int(text)
-    named = f" or one of its names.{nearest(text, names)}" if names else ""
+    few = f": {', '.join(names)}" if len(names) <= 20 else ""
+    named = f" or one of its names{few}.{nearest(text, names)}" if names else ""
     raise UserError(f"there is no label {text!r}: give a number in 0 .. {classes - 1}{named}")
 
 

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from mmgen_tokenizers.errors import UserError
 from mmgen_tokenizers.evaluation.statistics import Moments, frechet_influence, interval
 from mmgen_tokenizers.pictures import to_float, to_uint8
+from mmgen_tokenizers.progress import Counter
 
 from mmgen.generator import Generator
 from mmgen.report import Card
@@ -109,10 +110,12 @@ def train_classifier(
     params = nnx.to_pure_dict(params)
     optimizer = _optimizer(steps, peak)
     state = optimizer.init(params)
-    for _, batch in zip(range(steps), batches, strict=False):
-        if batch["label"].min() < 0 or batch["label"].max() >= classes:
-            raise UserError(f"the data have label {batch['label'].max()}, and there are {classes} classes")
-        params, state = _step(graph, optimizer, params, state, batch["image"], batch["label"])
+    with Counter(steps, "steps of the classifier") as counter:
+        for batch in itertools.islice(batches, steps):
+            if batch["label"].min() < 0 or batch["label"].max() >= classes:
+                raise UserError(f"the data have label {batch['label'].max()}, and there are {classes} classes")
+            params, state = _step(graph, optimizer, params, state, batch["image"], batch["label"])
+            counter.add(1)
     return Classifier(graph, params)
 
 

@@ -1,5 +1,6 @@
 """One page of one run, or of several side by side: what `mmgen evaluate` found, how training went, what was drawn."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,14 +36,22 @@ def write_page(runs: Sequence[str | Path], out: str | Path) -> None:
     """Raises UserError where there is nothing to show, or too much."""
     if len(runs) > COLOURS:
         raise UserError(f"{len(runs)} runs do not fit on one page: name at most {COLOURS}")
-    found = {str(run): evaluations(Path(run)) for run in runs}
-    charts = [*training(list(found)), *over_checkpoints(found)]
+    folders = named(runs)
+    found = {name: evaluations(folder) for name, folder in folders.items()}
+    charts = [*training(folders), *over_checkpoints(found)]
     latest = {run: newest(each) for run, each in found.items()}
     if not charts and not any(latest.values()):
         raise UserError(f"{', '.join(found)}: there is neither a metrics.jsonl nor an evaluation/ to show")
     tables = [table(latest)] if any(latest.values()) else []
     about = "Figures are those of the newest weights that were evaluated, with their intervals of 95%."
     write_report(out, " and ".join(found), [], charts, list(galleries(latest)), about, tables)
+
+
+def named(runs: Sequence[str | Path]) -> dict[str, Path]:
+    """By their paths without the folders that they share."""
+    paths = [Path(run).absolute() for run in runs]
+    shared = os.path.commonpath([path.parent for path in paths])
+    return {str(path.relative_to(shared)): path for path in paths}
 
 
 def evaluations(run: Path) -> list[Evaluation]:
@@ -81,9 +90,9 @@ def _cell(figure: dict[str, Any] | None) -> str:
     return f"{figure['value']:.4g}" + (f" ({bounds[0]:.4g} .. {bounds[1]:.4g})" if bounds else "")
 
 
-def training(runs: Sequence[str]) -> list[Chart]:
+def training(runs: dict[str, Path]) -> list[Chart]:
     """What the runs' metrics.jsonl tell, a curve for each run."""
-    charts = [Chart(title, {run: curve(run, name) for run in runs}) for name, title in CURVES.items()]
+    charts = [Chart(title, {run: curve(folder, name) for run, folder in runs.items()}) for name, title in CURVES.items()]
     return [chart for chart in charts if any(steps for steps, _ in chart.curves.values())]
 
 

@@ -133,6 +133,7 @@ def fit(
             raise SystemExit(128 + run.stop.signal)
         if start >= steps:  # it may have been killed between its last checkpoint and the export
             run.exports.start(exported_weights(task, run.state), start)
+    run.report.say(f"done: {folder / 'export'}; how to use it: mmgen info {folder}")
     figures = {name: value for entry in read_metrics(folder) for name, value in entry.items()}
     return Result(folder, max(start, steps), figures)
 

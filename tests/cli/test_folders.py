@@ -39,7 +39,7 @@ def test_info_of_a_generator_says_first_what_it_is_and_how_to_use_it(text_folder
     count = sum(p.size for p in jax.tree.leaves(mmgen.load(text_folder).params)) / 1e6
     assert f"network {count:.2f}M parameters: 1 layers of width 8, 1 heads" in lines
     assert f"draw mmgen sample {text_folder} --prompt 'a red bird' -n 4" in lines
-    assert "steps  4\n  padding  1.0\n  site -> step\n  0 1\n  2 3\n" in text
+    assert "steps  4\n  padding  0.0% of the slots\n  site -> step\n  0 1\n  2 3\n" in text
     assert "model.block.width" not in text
     assert run("info", text_folder, "--all") == 0
     text = capsys.readouterr().out
