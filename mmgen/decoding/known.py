@@ -91,6 +91,6 @@ def _check_order(c: GeneratorConfig, plan: GenerationPlan, mask: Bool[np.ndarray
             raise UserError(
                 f"{type(c.plan).__name__} cannot look ahead: it draws site {first} at step {plan.site_time[first]}, before it "
                 f"knows the kept site {last} of step {plan.site_time[last]}. It can keep only the first sites of its order "
-                "(NextToken: the upper rows, to continue them downwards; NextNeighbor: the upper left corner); Masked, RandomOrder "
-                "and NextScale models keep any"
+                "(NextToken: the upper rows, to continue them downwards; NextNeighbor: the upper left corner); Masked, "
+                "RandomOrder and NextScale models keep any"
             )
