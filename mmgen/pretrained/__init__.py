@@ -41,7 +41,7 @@ def _is_of_generators(family: str, checkpoint: str | Path) -> bool:
     from mmgen_tokenizers.pretrained import FAMILIES as TOKENIZERS
 
     if family not in FAMILIES and family not in TOKENIZERS:
-        known = [*TOKENIZERS, *FAMILIES]
+        known = list({**TOKENIZERS, **FAMILIES})
         raise UserError(f"there is no family {family!r}; known: {', '.join(known)}.{nearest(family, known)}")
     if family in TOKENIZERS and family in FAMILIES:  # MaskBit calls both its halves so
         return FAMILIES[family].is_generator(checkpoint)
