@@ -7,7 +7,8 @@
 tokenizer.py says where the data set must lie.
 
 Result on two cores of a 2.5 GHz Xeon, 28 minutes in all (generator 18): test PSNR 24.9 dB; a CNN that is
-right on 89.1% of the real test pictures recognises 86.8% of 500 samples as the class asked for
+right on 89.0% of the real test pictures recognises 86.8% of 500 samples as the class asked for. In its
+features they are 6.8 from training pictures; as many test pictures 2.6, these blurred 28.6, noise 296.8
 (tools/bench/results/fashion_mnist_cpu.json).
 """
 

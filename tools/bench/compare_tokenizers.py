@@ -280,6 +280,7 @@ def prefix_table(found: list[dict]) -> str:
 
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 720, 420, 60, 50, 30, 110  # of the plot, in its own units
+HALO = 'paint-order="stroke" stroke="white" stroke-width="3"'  # so that names can be read on discs
 LINE, LONGEST = 14, 105  # height of a name in it, and width
 
 
@@ -293,13 +294,13 @@ def plot(found: list[dict]) -> str:
         across, up = (x - xs[0]) / (xs[-1] - xs[0]), y / ys[-1]
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - BOTTOM - TOP)
 
-    parts, names = axes(xs, ys, place), []
+    parts, names, words = axes(xs, ys, place), [], []
     for x, y, row in points:
         (across, up), radius = place(x, y), math.sqrt(row["bits"]) / 4
         parts.append(f'<circle cx="{across:.1f}" cy="{up:.1f}" r="{radius:.1f}" fill="#2a6fd6" fill-opacity="0.6"/>')
         names.append(free_place(across + radius + 4, up + 4, names))
-        parts.append('<text x="{:.1f}" y="{:.1f}">{} {:.0f}</text>'.format(*names[-1], row["family"], row["bits"]))
-    body = f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>' + "".join(parts)
+        words.append('<text x="{:.1f}" y="{:.1f}" {}>{} {:.0f}</text>'.format(*names[-1], HALO, row["family"], row["bits"]))
+    body = f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>' + "".join(parts + words)
     style = 'font-family="sans-serif" font-size="13" fill="#17181c"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" {style}>{body}</svg>\n'
 
