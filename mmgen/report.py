@@ -304,7 +304,7 @@ td.value { color: var(--ink); font-weight: 600; white-space: nowrap; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(380px, 100%), 1fr)); gap: 16px; }
 figure { margin: 0; padding: 14px 14px 6px; } figcaption { font-weight: 600; }
 svg { width: 100%; height: auto; display: block; }
-.grid { stroke: var(--line); } .tick { fill: var(--soft); font-size: 11px; }
+.grid { stroke: var(--line); } .tick { fill: var(--soft); font: 11px sans-serif; }
 .curve { fill: none; stroke-width: 2; stroke-linejoin: round; stroke: var(--hue); }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 16px; overflow-wrap: anywhere; font-size: 13px; color: var(--soft); }
 .key i { display: inline-block; width: 14px; height: 3px; border-radius: 2px; margin-right: 6px; vertical-align: middle; }
