@@ -37,4 +37,5 @@ def test_all_of_it_works_alone_and_imports_quickly(tmp_path):
     assert done.returncode == 0, done.stderr
     first, second, modules, ids, found = json.loads(done.stdout)
     assert found == [] and modules > 40 and ids == list(range(48))
-    assert first < 0.5 and second < 4, (first, second)  # of processor time, with JAX the second: 2 seconds on a free machine
+    # Of processor time; with JAX the second: 2 on a free machine, 5 where nothing has been compiled to bytecode yet.
+    assert first < 0.5 and second < 8, (first, second)
