@@ -80,7 +80,6 @@ class Programs:
 
     def decode(self, job: Job, rows: Int[np.ndarray, "r"]) -> tuple[Int[np.ndarray, "r n ..."], int]:
         """Tokens and forwards."""
-
         machine, which = job.machine, job.which  # a program that is kept must not keep the job, with its weights
 
         def run(*given):

@@ -90,23 +90,23 @@ def fcd(
     return {"value": value, "interval": list(interval(value, influence))}
 
 
-def blurred(pictures: UInt8[np.ndarray, "N H W 3"], width: int = 5) -> UInt8[np.ndarray, "N H W 3"]:
-    """Each pixel the mean of the square of so many pixels around it; a yardstick for distances."""
-    H, W = pictures.shape[1:3]
-    around = ((0, 0), *[(width // 2, width - 1 - width // 2)] * 2, (0, 0))
+def blurred(pictures: UInt8[np.ndarray, "N H W 3"]) -> UInt8[np.ndarray, "N H W 3"]:
+    """Each pixel the mean of the 5 x 5 around it; a yardstick for distances."""
+    (H, W), width = pictures.shape[1:3], 5
+    around = ((0, 0), *[(width // 2, width // 2)] * 2, (0, 0))
     wide = np.pad(pictures.astype(np.float32), around, "edge")
     total = sum(wide[:, i : i + H, j : j + W] for i in range(width) for j in range(width))
     return np.rint(total / width**2).astype(np.uint8)
 
 
 def train_classifier(
-    batches: Iterator[dict[str, Any]], classes: int, size: int, steps: int = 2500, peak: float = 2e-3, seed: int = 0
+    batches: Iterator[dict[str, Any]], classes: int, size: int, steps: int = 2500, peak: float = 2e-3
 ) -> Classifier:
     """Trains on `steps` batches with "image" uint8 [B, size, size, 3] and "label".
 
     `size` must be a multiple of 16. Raises UserError at a label that is not one of the classes.
     """
-    graph, params = nnx.split(Network(size, classes, nnx.Rngs(seed)), nnx.Param)
+    graph, params = nnx.split(Network(size, classes, nnx.Rngs(0)), nnx.Param)
     params = nnx.to_pure_dict(params)
     optimizer = _optimizer(steps, peak)
     state = optimizer.init(params)

@@ -11,7 +11,7 @@ from mmgen_tokenizers.quantizers.vq import VQ, WINDOW
 from mmgen.config import Experiment, TokenizerTask
 
 COLLAPSED = 0.25  # of the codes that would have been seen if all were chosen alike
-SOON = 20  # steps: residual scales of 1,024 codes had 4% of them in use after 100 steps by default, and all of them with this
+SOON = 20  # steps: residual scales collapse within a hundred
 
 
 def warning(experiment: Experiment, step: int, figures: Mapping[str, float]) -> str:

@@ -191,8 +191,8 @@ def _blocks(rows: Float[np.ndarray, "N F"]) -> list[slice]:
 def _distances(
     a: _Sides, b: _Sides, pairs: Sequence[tuple[slice, slice]]
 ) -> Iterator[tuple[slice, slice, Float[np.ndarray, "n m"]]]:
-    """Each pair with the squared distances of its blocks; a thread computes the next ones meanwhile. In NumPy, even where there
-    is an accelerator: it is seconds, and on CPUs BLAS is faster than XLA."""
+    """Each pair with the squared distances of its blocks; a thread computes the next ones meanwhile. In NumPy on the host, even
+    where there are accelerators, and by every process; tools/bench/scoring.py times a whole score."""
     found = groups(lambda i: a.left[pairs[i][0]] @ b.right[pairs[i][1]].T, len(pairs), 1)
     for (own, other), (distance,) in zip(pairs, found, strict=True):
         yield own, other, distance
