@@ -29,6 +29,7 @@ def edit(
     out: str | Path = "edited.png",
     seed: int = 0,
     dtype: str | None = None,
+    tensor: int = 1,
     **settings,
 ) -> Path:
     """Writes the picture in `image`, drawn anew where `mask` (of the same size) is white, and then continued at the sides that
@@ -37,7 +38,7 @@ def edit(
     `settings` go to `Generator.generate`. Raises UserError for what the model or its plan cannot do.
     """
     check_settings(None, seed, settings, None)
-    start, generator = time.perf_counter(), load(folder, dtype)
+    start, generator = time.perf_counter(), load(folder, dtype, tensor)
     size = picture_size(generator)
     given = _condition(generator, prompt, label) | {"seed": seed} | settings
     picture = read_picture(image)

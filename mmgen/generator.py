@@ -35,7 +35,7 @@ from mmgen.decoding.target import Filter, resolve
 from mmgen.model import transformer
 from mmgen.model.config import ClassCondition, GeneratorConfig, Masked, Sampling
 from mmgen.model.layers import compute_dtype
-from mmgen.parallel.mesh import feed, make_mesh, on_all, parts_of, under
+from mmgen.parallel.mesh import feed, local_mesh, parts_of, placed, under
 
 FORMAT = 1  # of config.json
 
@@ -83,12 +83,14 @@ class Generator:
         labels: Sequence[str] | None = None,
         weights: str = "raw",
         dtype: Literal["float32", "bfloat16"] | jnp.dtype | None = None,
+        tensor: int = 1,
     ):
         self.config, self.params, self.tokenizer, self.text = config, params, tokenizer, text
         self.sampling, self.labels, self.weights = sampling, tuple(labels) if labels else None, weights
         self.dtype = compute_dtype(dtype)
         self._decoder = (MaskedRounds if isinstance(config.plan, Masked) else Autoregressive)(config, self.dtype)
-        self._programs = Programs(self.dtype)
+        self._mesh = local_mesh(tensor)
+        self._programs = Programs(self.dtype, self._mesh)
 
     def __repr__(self) -> str:
         size, wanted = sum(np.size(p) for p in jax.tree.leaves(self.params)) / 1e6, self._reader.wanted
@@ -121,33 +123,27 @@ class Generator:
         Of a masked model: from all tokens that are not hidden; the id V, `codebook_size`, hides one.
         """
         batch = self._forced(tokens, Asked(labels, prompts, features, features_mask), int(isinstance(self.config.plan, Masked)))
-        return np.asarray(self._forward(self._device_params, batch))
+        return self._of_rows("logits", transformer.forward, batch)
 
     def log_likelihood(self, tokens: Int[np.ndarray, "b n ..."], **condition) -> Float[np.ndarray, "b"]:
         """Of each row of tokens under its condition (labels, prompts or features, as `logits` takes them), in nats, exactly:
-        before guidance and temperature. All devices of this process share the rows. Raises UserError for masked models, which
-        know no such number."""
+        before guidance and temperature. Raises UserError for masked models, which know no such number."""
         if isinstance(self.config.plan, Masked):
             raise UserError("a masked model predicts tokens in no order, so it gives no likelihood: take one of another plan")
-        batch = self._forced(tokens, Asked(**condition))
-        rows, (mesh, params), run = len(tokens), self._shared_params, self._likelihood
-        fill = np.minimum(np.arange(-(-rows // parts_of(mesh)) * parts_of(mesh)), rows - 1)
-        return np.asarray(run(params, feed(mesh, {name: value[fill] for name, value in batch.items()})))[:rows]
+        return self._of_rows("likelihood", transformer.log_likelihood, self._forced(tokens, Asked(**condition)))
 
-    @functools.cached_property
-    def _shared_params(self) -> tuple:
-        """The mesh of all devices of this process (None: one), and the parameters on it."""
-        devices = tuple(jax.local_devices())
-        mesh = make_mesh((len(devices), 1, 1, 1), devices) if len(devices) > 1 else None
-        return mesh, on_all(mesh, self.params)
+    def _of_rows(self, name: str, function: Callable, batch: dict[str, np.ndarray]) -> np.ndarray:
+        """What a function of (config, params, batch, dtype=) gives for each row, which all devices share."""
 
-    @property
-    def _likelihood(self) -> Callable:
         def run(params, batch):
             with matmul_precision(self.dtype):
-                return transformer.log_likelihood(self.config, params, batch, self.dtype)
+                return function(self.config, params, batch, dtype=self.dtype)
 
-        return self._programs.once(self._programs.compiled, "likelihood", lambda: under(self._shared_params[0], jax.jit(run)))
+        program = self._programs.once(self._programs.compiled, name, lambda: jax.jit(run))
+        rows, parts = count(batch), parts_of(self._mesh)
+        fill = np.minimum(np.arange(-(-rows // parts) * parts), rows - 1)
+        shared = feed(self._mesh, {name: value[fill] for name, value in batch.items()})
+        return np.asarray(under(self._mesh, program)(self._placed_params, shared))[:rows]
 
     def _forced(self, tokens, condition: Asked, more: int = 0) -> dict[str, np.ndarray]:
         """The batch of teacher forcing, checked. `more`: ids beyond the codes."""
@@ -162,25 +158,17 @@ class Generator:
             raise UserError(f"tokens must be in 0 .. {highest}; found {tokens.min()} .. {tokens.max()}")
         return {"ids": tokens} | batch
 
-    def copied(self, params: dict | None = None) -> "Generator":
-        """One with the same compiled programs that keeps arrays on a device of its own, or has other parameters."""
+    def copied(self, params: dict) -> "Generator":
+        """One with the same compiled programs that has other parameters."""
         other = copy.copy(self)
-        other.params = self.params if params is None else params
-        for name in ("_device_params", "fused", "_shared_params"):  # made from the parameters when first used
+        other.params = params
+        for name in ("fused", "_placed_params"):  # made from the parameters when first used
             other.__dict__.pop(name, None)
         return other
 
     @functools.cached_property
-    def _device_params(self) -> dict:
-        return jax.device_put(self.params)
-
-    @functools.cached_property
-    def _forward(self):
-        def forward(params, batch):
-            with matmul_precision(self.dtype):
-                return transformer.forward(self.config, params, batch, dtype=self.dtype)
-
-        return jax.jit(forward)
+    def _placed_params(self) -> dict:
+        return jax.device_put(placed(self._mesh, transformer.axes(self.config), self.params))
 
     # Sampling -------------------------------------------------------------------------------------------------------
 
@@ -231,9 +219,9 @@ class Generator:
             num, seed, first_index, known, known_mask, steps, choice_temperature,
             guidance=guidance, guidance_schedule=guidance_schedule, temperature=temperature, top_k=top_k, top_p=top_p,
         )  # fmt: skip
-        pieces = [self._programs.decode(job, rows) for rows in job.pieces(self.rows_at_once)]
+        pieces = [self._programs.decode(job, rows) for rows in job.pieces(self.rows_at_once, self._mesh)]
         tokens = in_raster(self.config, job.batches[0], np.concatenate([tokens for tokens, _ in pieces]))
-        images = None if self.tokenizer is None else np.asarray(self.tokenizer.decode(tokens, self.config.layout))
+        images = None if self.tokenizer is None else self._painter.decode(tokens, self.config.layout)
         return Output(tokens, images, max(forwards for _, forwards in pieces))
 
     def stream(
@@ -264,7 +252,7 @@ class Generator:
         job = self._job(Asked(labels, prompts, features, features_mask), choice, num, seed, first_index, **settings)
         if isinstance(job.machine, MaskedRounds):
             raise UserError("a masked model has no final tokens before its last round: use generate")
-        (rows, *more) = job.pieces(self.rows_at_once)
+        (rows, *more) = job.pieces(self.rows_at_once, self._mesh)
         if more:
             raise UserError(f"{len(job.index)} pictures do not fit in one stream: ask for at most {len(rows)}")
         return (Progress(*look) for look in self._programs.stream(job, rows, every))
@@ -311,7 +299,7 @@ class Generator:
     @property
     def rows_at_once(self) -> int:
         """How many pictures plain decoding draws at once."""
-        return fitting(self._decoder)
+        return fitting(self._decoder, self._mesh)
 
     def _machine(self, choice: Choice, rows: int, which: Filter) -> Autoregressive | MaskedRounds:
         """The decoder of a choice: one object, so that its program is compiled once."""
@@ -319,8 +307,8 @@ class Generator:
             return self._decoder
         window = choice.window or "auto"
         if window == "auto":
-            rows = min(rows, self.rows_at_once) * (1 + which.guided)
-            window = auto_window(self.config, self.fused, rows, self.dtype.itemsize)
+            each = -(-min(rows, self.rows_at_once) // parts_of(self._mesh))
+            window = auto_window(self.config, self.fused, each * (1 + which.guided), self.dtype.itemsize)
         draft = () if choice.draft is None else (choice.draft.config, choice.draft.dtype)
         kind, sizes = Speculative if draft else Jacobi, (*draft, int(window), choice.coupling or "gumbel")
         return self._programs.once(self._programs.machines, sizes, lambda: kind(self.config, self.dtype, *sizes))
@@ -328,7 +316,12 @@ class Generator:
     @functools.cached_property
     def fused(self) -> dict:
         """The parameters in the form that decodes."""
-        return decode_params(self.config, self.params, self.dtype)
+        return decode_params(self.config, self.params, self.dtype, self._mesh)
+
+    @functools.cached_property
+    def _painter(self) -> "mt.Tokenizer":
+        """The tokenizer on all devices."""
+        return self.tokenizer if self._mesh is None else self.tokenizer.over(self._mesh.devices.flat)
 
     # Files ----------------------------------------------------------------------------------------------------------
 
@@ -355,10 +348,11 @@ def check_seed(seed: int) -> None:
         raise UserError(f"seed {seed!r} must be a whole number in 0 .. {(1 << 32) - 1}")
 
 
-def load(folder: str | Path, dtype: Literal["float32", "bfloat16"] | None = None) -> Generator:
+def load(folder: str | Path, dtype: Literal["float32", "bfloat16"] | None = None, tensor: int = 1) -> Generator:
     """An exported or converted folder, or a run folder, whose export/ is taken. Raises UserError for anything else.
 
     `dtype`: what matrices multiply in; None: float32 on a CPU, else bfloat16. Only float32 gives the same tokens in any batch.
+    All devices of this process draw, each its own pictures; `tensor`: so many of them share the weights and each picture.
     """
     folder = Path(folder)
     folder = folder / "export" if (folder / "export" / "config.json").is_file() else folder
@@ -376,4 +370,6 @@ def load(folder: str | Path, dtype: Literal["float32", "bfloat16"] | None = None
 
         text = TextTokenizer.load(folder / "text.model")
     tokenizer = mt.load(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
-    return Generator(exported.model, params, tokenizer, text, exported.sampling, exported.labels, exported.weights, dtype)
+    return Generator(
+        exported.model, params, tokenizer, text, exported.sampling, exported.labels, exported.weights, dtype, tensor
+    )

@@ -56,6 +56,7 @@ def sample(
     tokens: str | None = None,
     npz: str | None = None,
     dtype: str | None = None,
+    tensor: int = 1,
     draft: str | Path | None = None,
     best: BestOf | None = None,
     **settings,
@@ -64,21 +65,21 @@ def sample(
 
     `out`: FILE.png (a grid) or a folder (a file a picture), with a JSON of what was drawn beside; `tokens`: a file with
     int32 "tokens" [N, sites]; `npz`: a file with uint8 "arr_0" [N, H, W, 3]. A job that was stopped goes on where it was when
-    it is asked for again, unless it makes a grid. `settings` go to `Generator.generate`, `dtype` to `mmgen.load`; `draft` is
-    the folder of the generator that speculative decoding drafts with; `best`: draw candidates and keep the best ones.
+    it is asked for again, unless it makes a grid. `settings` go to `Generator.generate`, `dtype` and `tensor` to `mmgen.load`;
+    `draft` is the folder of the generator that speculative decoding drafts with; `best`: keep the best of candidates.
     """
     start = time.perf_counter()
     settings = {k: v for k, v in settings.items() if v is not None}
     out = "samples.png" if out is None and npz is None and tokens is None else out
     check_settings(num, seed, settings, draft)
     check_paths(out, tokens, npz)
-    generator = load(folder, dtype)
+    generator = load(folder, dtype, tensor)
     rows = conditions(generator, prompts, labels, num)
     check_outputs(generator, len(rows.values), out, npz or best)
     about = {"model": str(folder), "weights": digest(generator), "dtype": generator.dtype.name, "seed": seed}
     about["settings"] = vars(generator.sampling) | settings
     if draft:
-        drafting = load(draft, dtype)
+        drafting = load(draft, dtype, tensor)
         about |= {"draft": str(draft), "draft_weights": digest(drafting)}
         settings |= {"draft": drafting}
     if best:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from mmgen_tokenizers.errors import UserError
 
 from mmgen.cli.parsing import Parser, existing
-from mmgen.cli.sample import SETTINGS, add_settings
+from mmgen.cli.sample import SETTINGS, add_settings, tensor_of
 
 SIDES = ("left", "right", "top", "bottom")
 
@@ -51,6 +51,7 @@ def main(arguments: Sequence[str]) -> None:
 
     use_compilation_cache()
     given = {name: getattr(args, name) for name in ("mask", "prompt", "label", "out", "seed", "dtype")}
+    given["tensor"] = tensor_of(args)
     args.guidance_schedule = samples.schedule(args.guidance_schedule)
     settings = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
     editing.edit(args.run, args.image, extend=extend, **given, **settings)

@@ -42,9 +42,9 @@ from mmgen_tokenizers.arguments import positive
 from mmgen_tokenizers.errors import UserError
 
 from mmgen.cli.parsing import Parser, existing
-from mmgen.cli.sample import SETTINGS, add_settings
+from mmgen.cli.sample import SETTINGS, add_settings, tensor_of
 
-DRAWING = ("protocol", "num", "dtype", "checkpoint", "seed", *SETTINGS)
+DRAWING = ("protocol", "num", "dtype", "mesh.tensor", "checkpoint", "seed", *SETTINGS)
 SCENES = ("shapes", "nlvr")  # faithfulness.SCENES, which takes JAX to import
 SCORING = ("reference", "inception", "protocol", "size", "crop", "save_statistics")
 
@@ -167,7 +167,7 @@ def _likelihood(args: argparse.Namespace) -> None:
     from mmgen.evaluation.likelihood import evaluate
 
     run, out = _begin(args, "likelihood")
-    found = evaluate(run, args.likelihood, out, args.num, args.data_dir, args.dtype)
+    found = evaluate(run, args.likelihood, out, args.num, args.data_dir, args.dtype, tensor_of(args))
     if found is not None:
         _tell(found, f"{found['pictures']} pictures of {args.likelihood}", out / "evaluation.json")
 
@@ -209,4 +209,4 @@ def _how(args: argparse.Namespace) -> dict[str, Any]:
     from mmgen.samples import schedule
 
     given = {name: getattr(args, name) for name in SETTINGS} | {"guidance_schedule": schedule(args.guidance_schedule)}
-    return {"seed": args.seed or 0, "dtype": args.dtype} | given
+    return {"seed": args.seed or 0, "dtype": args.dtype, "tensor": tensor_of(args)} | given

@@ -1,4 +1,5 @@
-"""Compile the training step of an experiment for devices that are not there, and say what it needs of each of them.
+"""Compile the training step of an experiment for devices that are not there, and say what it needs of each of them; or, with
+--sample N, what draws N pictures at once with its model, as `mmgen sample` does.
 
 Nothing is run and no data need be there; only where pictures are encoded in the step, the tokenizer must be. TPUs are compiled
 for by libtpu, on any Linux machine (pip install 'mmgen[tpu]'); for GPUs, fake CPU devices give an estimate. Where it does not
@@ -9,18 +10,25 @@ Exit code: 0 it fits (or nothing is known of the device), 1 it does not.
 example:
   mmgen preflight experiments/imagenet256/llamagen_b.py --topology v5e:4x4
   mmgen preflight experiments/imagenet256/llamagen_b.py --topology h200:8 --mesh.tensor 2 --json needs.json
+  mmgen preflight experiments/imagenet256/llamagen_b.py --topology v5e:2x2 --sample 64
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from mmgen.cli.parsing import Parser, existing
+
+if TYPE_CHECKING:
+    from mmgen.config import Experiment
+    from mmgen.parallel.chips import Topology
 
 
 def parser() -> Parser:
     p = Parser("mmgen preflight", __doc__, takes_fields=True)
     p.add_argument("experiment", metavar="EXPERIMENT.py")
     p.add_argument("--topology", metavar="CHIP:GRID", required=True, help="v5e:8x8, v5p:8x8x8, v6e:16x16, h200:8, cpu:4 ...")
+    p.add_argument("--sample", type=int, metavar="N", help="not training: N pictures drawn at once")
     p.add_argument("--json", metavar="FILE", help="write what was found there too")
     return p
 
@@ -37,12 +45,13 @@ def main(arguments: Sequence[str]) -> None:
 
     experiment = config.overrides(config.load_experiment(path), args.fields)
     topology = chips.topology(args.topology)
-    found = forecast(experiment, topology, preflight.compiled(preflight.prepared(experiment, topology)))
+    prepare, changes = _wanted(experiment, topology, args.sample)
+    found = forecast(topology, preflight.compiled(prepare([])))
     print(describe(found))
     if not found["fits"]:
         found["tried"] = []
         print("it does NOT fit; trying changes:", flush=True)
-        for flags, needs in preflight.nearest(experiment, topology):
+        for flags, needs in preflight.nearest(prepare, changes, topology):
             found["tried"].append({"flags": flags, "bytes_together": needs.total, "fits": preflight.fits(needs, topology)})
             print(f"  {' '.join(flags)}: {needs.total / chips.GIB:.2f} GiB", flush=True)
         fitting = next((tried["flags"] for tried in found["tried"] if tried["fits"]), None)
@@ -51,3 +60,22 @@ def main(arguments: Sequence[str]) -> None:
         write_json(args.json, found)
     if not found["fits"]:
         sys.exit(1)
+
+
+def _wanted(experiment: "Experiment", topology: "Topology", pictures: int | None) -> tuple[Callable, Iterable[list[str]]]:
+    """What prepares the step with a change of the command line, and the changes to try."""
+    from mmgen.config import overrides
+    from mmgen.parallel import preflight, sampling
+    from mmgen.training import tasks
+
+    experiment, devices = tasks.settled(experiment, None), len(topology.devices)
+    if pictures is None:
+        train = lambda flags: preflight.prepared(overrides(experiment, flags), topology)  # noqa: E731
+        return train, preflight.changes(experiment, devices)
+
+    def sample(flags: list[str]) -> preflight.Step:
+        own = dict(zip(flags[::2], flags[1::2], strict=True))
+        number = int(own.pop("--sample", pictures))
+        return sampling.prepared(overrides(experiment, [text for pair in own.items() for text in pair]), topology, number)
+
+    return sample, sampling.changes(experiment, pictures)

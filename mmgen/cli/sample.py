@@ -66,7 +66,13 @@ def add_settings(p: Parser) -> None:
     p.add_argument("--top-p", type=float, metavar="P", help="draw from the most likely tokens that hold P of the probability")
     p.add_argument("--steps", type=int, metavar="T", help="rounds of a masked model")
     p.add_argument("--choice-temperature", type=float, metavar="T", help="of a masked model: how freely it fills")
+    p.add_argument("--mesh.tensor", type=int, metavar="N", help="devices that share the weights and each picture (default: 1)")
     p.add_argument("--dtype", choices=("float32", "bfloat16"), help="to compute in (default: float32 on a CPU, else bfloat16)")
+
+
+def tensor_of(args: argparse.Namespace) -> int:
+    given = getattr(args, "mesh.tensor")
+    return 1 if given is None else given
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -89,6 +95,7 @@ def main(arguments: Sequence[str]) -> None:
         tokens=args.tokens,
         npz=args.npz,
         dtype=args.dtype,
+        tensor=tensor_of(args),
         draft=existing(args.draft) if args.draft else None,
         best=_best(args),
         **settings | {"guidance_schedule": samples.schedule(args.guidance_schedule)},

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import mmgen_tokenizers as mt
 import numpy as np
 from jaxtyping import UInt8
@@ -17,7 +18,7 @@ from mmgen_tokenizers.streaming import EVERY, groups
 from mmgen.config import Data
 from mmgen.data import open_source, parse_source
 
-TOGETHER = 64  # crops encoded at once
+TOGETHER = 64  # crops encoded at once, for each device
 
 Crop = Callable[[UInt8[np.ndarray, "H W 3"], int], UInt8[np.ndarray, "crops size size 3"]]
 
@@ -41,15 +42,16 @@ def tokenize(
     `crops`: "center" (one of each), "random:K" (K random ones, half of them mirrored with `flip`), "random:K:1.125" (of that
     margin all, as VAR's, arXiv 2404.02905), "ten" (LlamaGen's and RAR's, arXiv 2406.06525 and 2411.00776) or "ten:1.1,1.05"
     (ten for each margin: all that LlamaGen trains on). Picture i gives the same crops whatever the count. Damaged pictures are
-    replaced and counted. Raises UserError for an unknown crop, source or tokenizer, and where `out` holds shards already, or
-    some of other pictures or settings.
+    replaced and counted. All devices of the process encode. Raises UserError for an unknown crop, source or tokenizer, and
+    where `out` holds shards already, or some of other pictures or settings.
     """
     if count is not None and count < 1:
         raise UserError(f"--count {count}: ask for at least one picture")
     if part is not None and is_complete(out):
         remove_parts(out)  # a kill may have left them
         raise UserError(f"{out} already holds all parts: choose another folder or delete it")
-    tok = mt.load(tokenizer)
+    tok, devices = mt.load(tokenizer), jax.local_devices()
+    tok = tok.over(devices) if len(devices) > 1 else tok
     policy, crop = crop_policy(crops, tok.config.image_size, flip, seed)
     source = open_source(Data(parse_source(data, data_dir), size=tok.config.image_size))
     if "image" not in source[0]:
@@ -79,7 +81,8 @@ def _encode(tok: mt.Tokenizer, load: Callable[[int], dict[str, Any]], first: int
     """Pictures `first` to `last` (without it), from where `writer` goes on; a kill costs the work of EVERY seconds."""
     start, saved = writer.progress.get("next", first), time.monotonic()
     with Counter(last - start, "pictures") as counter:
-        for examples in groups(lambda i: load(start + i), last - start, max(1, TOGETHER // len(load(0)["image"]))):
+        together = max(1, TOGETHER * jax.local_device_count() // len(load(0)["image"]))
+        for examples in groups(lambda i: load(start + i), last - start, together):
             ids = tok.encode(np.concatenate([example["image"] for example in examples]))
             for example, rows in zip(examples, np.split(np.asarray(ids), len(examples)), strict=True):
                 writer.add(rows, example.get("label"), example.get("text"), example["height"], example["width"])

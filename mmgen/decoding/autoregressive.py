@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from mmgen.decoding.target import Filter, noise, target
@@ -25,7 +26,19 @@ from mmgen.model.inputs import Slots
 from mmgen.model.kv_cache import Cache, bytes_per_row, empty_cache, moved, write
 from mmgen.model.layers import FusedBlock, fuse
 from mmgen.model.positions import rotary_angles
-from mmgen.model.transformer import build_plan, cast, combine_with, ends_of, layer_of, plan_batch, slots_of
+from mmgen.model.transformer import (
+    axes,
+    block_axes,
+    build_plan,
+    cast,
+    combine_with,
+    ends_axes,
+    ends_of,
+    layer_of,
+    plan_batch,
+    slots_of,
+)
+from mmgen.parallel.mesh import placed
 from mmgen.plan.plan import PADDING, GenerationPlan
 
 MAX_PADDING = 1.25  # computed slots over needed slots within one loop
@@ -109,13 +122,33 @@ def _segment(plan: GenerationPlan, times: np.ndarray, widths: np.ndarray, start:
     )
 
 
+def decode_params(c: GeneratorConfig, params: dict, dtype: jnp.dtype, mesh: Mesh | None = None) -> dict:
+    """Training parameters -> {"ends" with turned heads, "layers": a list of fused layers}: once, when a model is loaded. One
+    layer after the other, so that no device holds all weights twice; in pieces where the mesh splits them."""
+    before, after = axes(c), decode_axes(c)
+    given = placed(mesh, before["ends"], params["ends"])
+    ends = placed(mesh, after["ends"], _decode_ends(c, given, dtype))
+    layers = []
+    for i in range(c.layers):
+        given = placed(mesh, block_axes(c), jax.tree.map(operator.itemgetter(i), params["blocks"]))
+        layers.append(placed(mesh, after["layers"][i], _decode_layer(c, given, dtype)))
+    return {"ends": ends, "layers": layers}
+
+
+def decode_axes(c: GeneratorConfig) -> dict:
+    """Logical axis names of what `decode_params` gives."""
+    return {"ends": ends_axes(c, TurnedHead), "layers": [block_axes(c, FusedBlock)] * c.layers}
+
+
 @functools.partial(jax.jit, static_argnums=(0, 2))
-def decode_params(c: GeneratorConfig, params: dict, dtype: jnp.dtype) -> dict:
-    """Training parameters -> {"ends" with turned heads, "layers": a tuple of fused layers}: once, when a model is loaded."""
-    params = cast(c, params, dtype)
-    layers = tuple(fuse(jax.tree.map(operator.itemgetter(i), params["blocks"])) for i in range(c.layers))
-    heads = {name: turn(head) for name, head in params["ends"]["heads"].items()}
-    return {"ends": {**params["ends"], "heads": heads}, "layers": layers}
+def _decode_ends(c: GeneratorConfig, ends: dict, dtype: jnp.dtype) -> dict:
+    ends = cast(ends_axes(c), ends, dtype)
+    return {**ends, "heads": {name: turn(head) for name, head in ends["heads"].items()}}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _decode_layer(c: GeneratorConfig, layer: dict, dtype: jnp.dtype) -> dict:
+    return fuse(cast(block_axes(c), layer, dtype))
 
 
 class Autoregressive:
@@ -241,7 +274,7 @@ class Autoregressive:
         return jnp.concatenate([carry.tokens] * (len(carry.valid) // len(carry.index)))
 
     def _layers(
-        self, layers: tuple[dict, ...], x, angles, mask, modulator, cache: Cache, first
+        self, layers: list[dict], x, angles, mask, modulator, cache: Cache, first
     ) -> tuple[list[Array], Cache]:
         """Write each layer's keys and values, attend over the cache; hidden states at the taps."""
         written, states = list(cache), []

@@ -58,6 +58,7 @@ def evaluate(
     num: int | None = None,
     seed: int = 0,
     dtype: str | None = None,
+    tensor: int = 1,
     scenes: str = "shapes",
     **settings,
 ) -> dict[str, Any] | None:
@@ -67,7 +68,7 @@ def evaluate(
     Of "shapes" they are combinations that no training caption named. Of several processes each draws its share, and all but the
     first return None. `settings` go to `Generator.generate`. Raises UserError for a model that does not draw such scenes.
     """
-    generator, out, (captions, reader, fits) = load(folder, dtype), Path(out), SCENES[scenes]
+    generator, out, (captions, reader, fits) = load(folder, dtype, tensor), Path(out), SCENES[scenes]
     size = generator.tokenizer and generator.tokenizer.config.image_size
     if not isinstance(generator.config.condition, TextCondition) or not fits(size):
         raise UserError(f"{folder} does not draw pictures of {scenes} from captions, {WIDTHS[scenes]}: give --suite a file")

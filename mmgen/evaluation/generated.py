@@ -5,9 +5,7 @@ import functools
 import hashlib
 import io
 import json
-import queue
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +39,7 @@ def evaluate(
     num: int | None = None,
     seed: int = 0,
     dtype: str | None = None,
+    tensor: int = 1,
     statistics: str | Path | None = None,
     **settings,
 ) -> Result | None:
@@ -51,7 +50,7 @@ def evaluate(
     return None.
     `settings` of `Generator.generate` take the place of the protocol's. `weights`: of InceptionV3.
     """
-    generator, out = load(folder, dtype), Path(out)
+    generator, out = load(folder, dtype, tensor), Path(out)
     if protocol is None and num is None:
         raise UserError("name a --protocol, or say with --num how many pictures to draw by the model's own settings")
     chosen = own(generator, num) if protocol is None else named(protocol)
@@ -139,54 +138,37 @@ def draw(
 ) -> None:
     """Writes the pieces of OUT/pictures that are not there yet, each a file as ADM's evaluator reads it.
 
-    `values`: of each picture, for `generate`'s argument `name`; `rounded` makes uint8 of what it gives. Each device of each
-    process draws its share: a picture does not depend on which one draws it (in float32).
+    `values`: of each picture, for `generate`'s argument `name`; `rounded` makes uint8 of what it gives. Each process draws its
+    share: a picture does not depend on which one draws it (in float32).
     """
     folder = out / "pictures"
     if first_process():
         begin(out, record)
     all_say(True)  # that everyone sees the same files before the first new one
     firsts = [first for first in range(0, len(values), PIECE) if not (folder / f"{first:08d}.npz").is_file()]
-    mine = firsts[jax.process_index() :: jax.process_count()]
-
-    def piece(generator: Generator, first: int) -> int:
-        own = values[first : first + PIECE]
-        made = generator.generate(**{name: own}, seed=record["seed"], first_index=first, **sampling)
-        _write(folder / f"{first:08d}.npz", rounded(made.images), own)
-        return len(own)
-
+    mine = np.array_split(firsts, jax.process_count())[jax.process_index()].tolist()
     with Counter(sum(len(values[first : first + PIECE]) for first in mine), "pictures") as counter:
-        for count in on_all_devices(generator, piece, mine):
-            counter.add(count)
+        for run in _runs(mine, max(1, generator.rows_at_once // PIECE)):
+            own = values[run[0] : run[-1] + PIECE]
+            made = generator.generate(**{name: own}, seed=record["seed"], first_index=run[0], **sampling)
+            pictures = rounded(made.images)
+            for start in range(0, len(own), PIECE):
+                end = start + PIECE
+                _write(folder / f"{run[0] + start:08d}.npz", pictures[start:end], own[start:end])
+            counter.add(len(own))
     all_say(True)  # that all pieces are there
 
 
-def on_all_devices(generator: Generator, piece: Callable[[Generator, int], int], firsts: Sequence[int]) -> Iterator[int]:
-    """What piece(generator, first) gives for each of `firsts`, as they come; each device of this process takes the next one."""
-    devices = jax.local_devices()
-    if len(devices) == 1:
-        yield from (piece(generator, first) for first in firsts)
-        return
-    idle: queue.Queue = queue.Queue()
-    for device in devices:
-        own = generator.copied()
-        own.tokenizer = generator.tokenizer and generator.tokenizer.on(device)
-        idle.put((device, own))
-
-    def run(first: int) -> int:
-        device, own = idle.get()
-        try:
-            with jax.default_device(device):
-                return piece(own, first)
-        finally:
-            idle.put((device, own))
-
-    with ThreadPoolExecutor(len(devices)) as threads:
-        waiting = [threads.submit(run, first) for first in firsts]
-        try:
-            yield from (future.result() for future in as_completed(waiting))
-        finally:  # also when one fails, or at ctrl-C: what has begun is finished
-            threads.shutdown(wait=False, cancel_futures=True)
+def _runs(firsts: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Pieces that follow each other, `most` at a time: what all devices draw at once."""
+    run: list[int] = []
+    for first in firsts:
+        if run and (len(run) == most or first != run[-1] + PIECE):
+            yield run
+            run = []
+        run.append(first)
+    if run:
+        yield run
 
 
 def drawn(out: Path) -> UInt8[np.ndarray, "N H W 3"]:

@@ -39,6 +39,7 @@ def evaluate(
     num: int | None = None,
     data_dir: str | None = None,
     dtype: str | None = None,
+    tensor: int = 1,
 ) -> Result | None:
     """Writes OUT/evaluation.json: the mean over `num` pictures (all) of the set that `data` names (see `parse_source`), each
     under its own label or caption, before guidance and temperature. Of a picture whose shape is not the model's the middle
@@ -47,7 +48,7 @@ def evaluate(
     Of several processes each computes its share, and all but the first return None. Raises UserError for masked models, and for
     data that do not fit.
     """
-    generator = load(folder, dtype)
+    generator = load(folder, dtype, tensor)
     source, size = _opened(generator, data, data_dir), _size(generator)
     order = np.random.default_rng(ORDER).permutation(len(source))[:num]
     bits, coloured, replaced = _measured(generator, source, order, size).T

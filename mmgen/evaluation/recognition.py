@@ -51,6 +51,7 @@ def evaluate(
     data_dir: str | None = None,
     seed: int = 0,
     dtype: str | None = None,
+    tensor: int = 1,
     **settings,
 ) -> tuple[Result, Recognised] | None:
     """Draws `num` (500) pictures of the generator in `folder`, the classes in turn, into OUT/pictures, in pieces that are drawn
@@ -61,7 +62,7 @@ def evaluate(
     return None. `settings` go to `Generator.generate`. Raises UserError for a model that draws no classes, and for data without
     pictures or labels.
     """
-    generator, out = load(folder, dtype), Path(out)
+    generator, out = load(folder, dtype, tensor), Path(out)
     _check(generator)
     training, test = (None if each is None else _fitting(generator, each) for each in _named(run, data, data_dir))
     protocol = generated.own(generator, num or PICTURES)

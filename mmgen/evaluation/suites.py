@@ -118,6 +118,7 @@ def evaluate(
     scorer: str | None = None,
     seed: int = 0,
     dtype: str | None = None,
+    tensor: int = 1,
     **settings,
 ) -> dict[str, Any] | None:
     """Draws `num` (1) pictures for each prompt of a suite into OUT/pictures, in pieces that are drawn once; writes a sheet for
@@ -125,7 +126,7 @@ def evaluate(
 
     Of several processes each draws its share, and all but the first return None. `settings` go to `Generator.generate`.
     """
-    score, generator, out = scorer and load_scorer(scorer), load(folder, dtype), Path(out)
+    score, generator, out = scorer and load_scorer(scorer), load(folder, dtype, tensor), Path(out)
     if generator.tokenizer is None or not isinstance(generator.config.condition, TextCondition):
         raise UserError(f"{folder} does not draw pictures from texts: prompt suites are for models that do")
     prompts = [prompt for prompt in read_suite(paths) for _ in range(num or 1)]

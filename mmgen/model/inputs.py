@@ -101,7 +101,7 @@ class Mix(nnx.Module):
         self.condition_slots, self.hidden, G, D = c.condition.slots, c.layout.codebook_size, c.layout.groups, c.block.width
         self.bits = self.hidden.bit_length() - 1 if c.plan.embedding == "bits" else None
         if self.bits is None:
-            self.table = weight(rngs, (G, self.hidden + 1, D), (None, "vocab", "embed"))
+            self.table = weight(rngs, (G, self.hidden + 1, D), (None, None, "embed"))  # a row more than codes: cannot be split
         else:
             self.map = weight(rngs, (G * self.bits, D), (None, "embed"))
             self.bias = weight(rngs, (D,), ("embed",), scale=0.0)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mmgen.model.config import GeneratorConfig
+from mmgen.parallel.rules import constrain
 
 Cache = tuple[tuple[Float[Array, "r g z k"], Float[Array, "r g z k"]], ...]
 
@@ -13,7 +14,11 @@ Cache = tuple[tuple[Float[Array, "r g z k"], Float[Array, "r g z k"]], ...]
 def empty_cache(c: GeneratorConfig, rows: int, slots: int, dtype: jnp.dtype) -> Cache:
     """[rows, key-value heads, slots, head dim] twice for each layer."""
     shape = (rows, c.block.kv_heads or c.block.heads, slots, c.block.head_dim)
-    return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(c.layers))
+
+    def empty() -> Array:
+        return constrain(jnp.zeros(shape, dtype), "batch", "kv_heads", None, None)
+
+    return tuple((empty(), empty()) for _ in range(c.layers))
 
 
 def moved(cache: Cache, into: Cache) -> Cache:

@@ -45,22 +45,22 @@ FEW_ROWS = range(2, 65)  # a single row is slow in a fused sum
 
 
 def turned_product(
-    x: Float[Array, "b s d"], w: Float[Array, "f d"], dtype: jnp.dtype | None = None
-) -> Float[Array, "b s f"]:
-    """x times the transpose of a matrix, as matrices lie while decoding: the weights of one output side by side.
-    `dtype`: of the result, if not that of x.
+    x: Float[Array, "b s d"], w: Float[Array, "*f d"], dtype: jnp.dtype | None = None
+) -> Float[Array, "b s *f"]:
+    """x times the transpose of a matrix, as matrices lie while decoding: the weights of one output side by side; or of several
+    matrices at once. `dtype`: of the result, if not that of x.
 
     Few rows are bound by reading the matrix, which a sum that XLA fuses with its multiplication does fastest on a CPU (of
     x86, the only one where this was measured; in float32, because the multiplication rounds)."""
     w = w.astype(x.dtype)
     if not one_cpu():
-        return jnp.einsum("bsd,fd->bsf", x, w, preferred_element_type=dtype)
-    rows = x.reshape(-1, x.shape[-1])
+        return jnp.einsum("bsd,...d->bs...", x, w, preferred_element_type=dtype)
+    rows, outputs, w = x.reshape(-1, x.shape[-1]), w.shape[:-1], w.reshape(-1, w.shape[-1])
     if len(rows) in FEW_ROWS and x.dtype == jnp.float32 and platform.machine() in ("x86_64", "AMD64"):
         y = jnp.sum(w * rows[:, None], axis=-1)
     else:
         y = jnp.einsum("fd,md->fm", w, rows, preferred_element_type=dtype).T
-    return y.reshape(*x.shape[:-1], -1)
+    return y.reshape(*x.shape[:-1], *outputs)
 
 
 class RMSNorm(nnx.Module):
@@ -224,30 +224,32 @@ class Block(nnx.Module):
 
 
 class FusedBlock(Block):
-    """The same layer with one matrix for q, k, v and one for gate and up, all turned: a decode step is a chain of small
-    products."""
+    """The same layer with one array for q, k, v and one for gate and up, all turned: a decode step is a chain of small
+    products. In each of their pieces the heads, or units, can be split over devices."""
 
     def project(self, c: BlockConfig, rngs: nnx.Rngs) -> None:
-        heads = c.heads + 2 * (c.kv_heads or c.heads)
-        self.qkv_turned = weight(rngs, (heads * c.head_dim, c.width), ("heads", "embed"))
-        self.gate_up_turned = weight(rngs, (c.mlp * (2 if c.mlp_kind == "swiglu" else 1), c.width), ("mlp", "embed"))
+        groups = c.kv_heads or c.heads
+        pieces = c.heads // groups + 2  # a query head of each group, and so on; keys; values
+        self.qkv_turned = weight(rngs, (pieces, groups * c.head_dim, c.width), (None, "kv_heads", "embed"))
+        self.gate_up_turned = weight(rngs, (2 if c.mlp_kind == "swiglu" else 1, c.mlp, c.width), (None, "mlp", "embed"))
         self.out_turned = weight(rngs, (c.width, c.heads * c.head_dim), ("embed", "heads"))
         self.down_turned = weight(rngs, (c.width, c.mlp), ("embed", "mlp"))
         if c.bias:
-            self.qkv_bias = weight(rngs, (heads * c.head_dim,), ("heads",), scale=0.0)
+            self.qkv_bias = weight(rngs, (pieces, groups * c.head_dim), (None, "kv_heads"), scale=0.0)
             self.up_bias = weight(rngs, (c.mlp,), ("mlp",), scale=0.0)
 
     def qkv(self, x: Float[Array, "b s d"]) -> tuple[Array, Array, Array]:
-        c = self.config
-        y = turned_product(x, self.qkv_turned[...]) + (self.qkv_bias[...] if c.bias else 0)
-        y = y.reshape(*x.shape[:2], -1, c.head_dim)
-        return tuple(jnp.split(y, (c.heads, c.heads + (c.kv_heads or c.heads)), axis=2))
+        y = turned_product(x, self.qkv_turned[...]) + (self.qkv_bias[...] if self.config.bias else 0)
+        y = constrain(y, "batch", "slots", None, "kv_heads").reshape(*y.shape[:3], -1, self.config.head_dim)
+        q = y[:, :, :-2].swapaxes(2, 3)  # heads that read the same keys stand together
+        return q.reshape(*q.shape[:2], -1, self.config.head_dim), y[:, :, -2], y[:, :, -1]
 
     def hidden(self, x: Float[Array, "b s d"]) -> Float[Array, "b s f"]:
         both = turned_product(x, self.gate_up_turned[...])
-        *gate, up = jnp.split(both, 2 if self.config.mlp_kind == "swiglu" else 1, axis=-1)
-        up = up + self.up_bias[...] if self.config.bias else up
-        return jax.nn.silu(gate[0]) * up if gate else jax.nn.gelu(up, approximate=self.config.mlp_kind == "gelu")
+        up = both[:, :, -1] + (self.up_bias[...] if self.config.bias else 0)
+        if self.config.mlp_kind == "swiglu":
+            return jax.nn.silu(both[:, :, 0]) * up
+        return jax.nn.gelu(up, approximate=self.config.mlp_kind == "gelu")
 
     def merged(self, heads: Float[Array, "b s hk"]) -> Float[Array, "b s d"]:
         return turned_product(heads, self.out_turned[...])
@@ -260,12 +262,19 @@ def fuse(layer: dict) -> dict:
     """Parameters of one Block -> those of a FusedBlock."""
     fused = ("q", "k", "v", "gate", "up", "out", "down", "q_bias", "k_bias", "v_bias")
     rest = {name: value for name, value in layer.items() if name not in fused}
+    groups = layer["k"].shape[1]
+
+    def pieces(x: Array) -> Array:
+        """[(D), H, K] -> [H / G, G K, (D)]: of the query heads h that read keys g = h // (H / G), one of each g a piece."""
+        apart = x.reshape(*x.shape[:-2], groups, -1, x.shape[-1])
+        return jnp.moveaxis(apart, (-2, -3, -1), (0, 1, 2)).reshape(apart.shape[-2], -1, *x.shape[:-2])
+
     if "q_bias" in layer:
         biases = (layer["q_bias"], layer.get("k_bias", jnp.zeros_like(layer["v_bias"])), layer["v_bias"])
-        rest["qkv_bias"] = jnp.concatenate([bias.reshape(-1) for bias in biases])
+        rest["qkv_bias"] = jnp.concatenate([pieces(bias) for bias in biases])
     return rest | {
-        "qkv_turned": jnp.concatenate([layer[name].reshape(layer[name].shape[0], -1).T for name in "qkv"]),
-        "gate_up_turned": jnp.concatenate([layer[name].T for name in ("gate", "up") if name in layer]),
+        "qkv_turned": jnp.concatenate([pieces(layer[name]) for name in "qkv"]),
+        "gate_up_turned": jnp.stack([layer[name].T for name in ("gate", "up") if name in layer]),
         "out_turned": layer["out"].reshape(-1, layer["out"].shape[-1]).T,
         "down_turned": layer["down"].T,
     }

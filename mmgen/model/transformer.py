@@ -98,22 +98,31 @@ def init(c: GeneratorConfig, key: PRNGKeyArray) -> dict:
 
 def axes(c: GeneratorConfig) -> dict:
     """Logical axis names of every parameter, in the structure of `init`; "frozen" marks what training leaves alone."""
-
-    def names(make, *args) -> dict:
-        flat = nnx.to_flat_state(_structure(make, *args)[1])
-        return nnx.to_pure_dict(nnx.from_flat_state([(path, p.replace(p.get_metadata()["axes"])) for path, p in flat]))
-
-    blocks = jax.tree.map(lambda a: ("layers", *a), names(Block, c.block), is_leaf=lambda a: isinstance(a, tuple))
-    return {"ends": names(Ends, c, VocabularyHead), "blocks": blocks}
+    blocks = jax.tree.map(lambda names: ("layers", *names), block_axes(c), is_leaf=lambda names: isinstance(names, tuple))
+    return {"ends": ends_axes(c), "blocks": blocks}
 
 
-def cast(c: GeneratorConfig, params: dict, dtype: jnp.dtype) -> dict:
+def ends_axes(c: GeneratorConfig, head: type[VocabularyHead] = VocabularyHead) -> dict:
+    return _axes(Ends, c, head)
+
+
+def block_axes(c: GeneratorConfig, kind: type[Block] = Block) -> dict:
+    """Of one layer."""
+    return _axes(kind, c.block)
+
+
+def _axes(make, *args) -> dict:
+    flat = nnx.to_flat_state(_structure(make, *args)[1])
+    return nnx.to_pure_dict(nnx.from_flat_state([(path, p.replace(p.get_metadata()["axes"])) for path, p in flat]))
+
+
+def cast(axes: dict, params: dict, dtype: jnp.dtype) -> dict:
     """The parameters as they are computed with. What is frozen stays as it is: codes are those that the tokenizer decodes."""
 
     def one(names: tuple, p: Array) -> Array:
         return p if "frozen" in names else p.astype(dtype)
 
-    return jax.tree.map(one, axes(c), params, is_leaf=lambda names: isinstance(names, tuple))
+    return jax.tree.map(one, axes, params, is_leaf=lambda names: isinstance(names, tuple))
 
 
 def plan_batch(c: GeneratorConfig, batch: dict) -> PlanBatch:
@@ -203,7 +212,7 @@ def _features(
 ) -> tuple[nnx.Dict, list[Float[Array, "b n d"]]]:
     """The heads, and what each multiplies."""
     plan, extra = build_plan(c), plan_batch(c, batch)
-    params = cast(c, params, dtype)
+    params = cast(axes(c), params, dtype)
     ends = ends_of(c, {**params, "ends": gathered(params["ends"], axes(c)["ends"])})
     slots = slots_of(plan, extra)
     x = constrain(embed(ends, batch, plan, slots), "batch", "slots", "embed")

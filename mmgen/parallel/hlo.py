@@ -11,14 +11,14 @@ BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "
 KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
 
 
-def operations(jaxpr: Jaxpr, devices: int = 1) -> int:
+def operations(jaxpr: Jaxpr) -> int:
     """Multiplications and additions of all matrix products and convolutions, on all devices together; loops count as often as
     they run, of branches the largest. (XLA's own count takes the body of a loop once.)"""
-    return sum(_operations(equation, devices) for equation in jaxpr.eqns)
+    return sum(_operations(equation) for equation in jaxpr.eqns)
 
 
-def _operations(equation: JaxprEqn, devices: int) -> int:
-    inner = [operations(body, devices) for body in _bodies(equation)]
+def _operations(equation: JaxprEqn) -> int:
+    inner = [operations(body) for body in _bodies(equation)]
     match equation.primitive.name:
         case "dot_general":
             (contract, _), _ = equation.params["dimension_numbers"]
@@ -32,8 +32,8 @@ def _operations(equation: JaxprEqn, devices: int) -> int:
             return equation.params["length"] * sum(inner)
         case "cond":
             return max(inner)
-        case "shard_map":  # its body is what one device does
-            return devices * sum(inner)
+        case "shard_map":  # its body is what one device does, or those together that share what it says nothing of
+            return math.prod(equation.params["mesh"].shape[axis] for axis in equation.params["newly_manual_axes"]) * sum(inner)
         case "pallas_call":  # and a kernel's, one tile
             return math.prod(equation.params["grid_mapping"].grid) * sum(inner)
     return sum(inner)

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from mmgen_tokenizers.errors import UserError
 
 from mmgen.config import Experiment, MeshSizes
-from mmgen.parallel.rules import BATCH, bytes_each
+from mmgen.parallel.rules import BATCH, bytes_each, named, specs
 
 Tree = Any
 AXES = ("replica", "fsdp", "tensor", "sequence")
@@ -44,6 +44,16 @@ def mesh_of(experiment: Experiment) -> Mesh | None:
     shape = resolve(experiment.mesh, jax.device_count())
     check_batch(experiment, shape)
     return None if jax.device_count() == 1 else make_mesh(shape, tuple(jax.devices()))
+
+
+def local_mesh(tensor: int) -> Mesh | None:
+    """All devices of this process, of which `tensor` share the heads of a sample; None where there is one. Raises UserError
+    where these do not divide them."""
+    devices = tuple(jax.local_devices())
+    if tensor < 1 or len(devices) % tensor:
+        fits = ", ".join(str(n) for n in range(1, len(devices) + 1) if len(devices) % n == 0)
+        raise UserError(f"--mesh.tensor {tensor} does not divide the {len(devices)} devices of this process: {fits} do")
+    return None if len(devices) == 1 else make_mesh((len(devices) // tensor, 1, tensor, 1), devices)
 
 
 @functools.cache
@@ -90,6 +100,11 @@ def feed(mesh: Mesh | None, batch: dict[str, np.ndarray]) -> Tree:
         return jax.make_array_from_process_local_data(sharding, x, (len(x) // share * parts, *x.shape[1:]))
 
     return jax.tree.map(place, batch)
+
+
+def placed(mesh: Mesh | None, axes: Tree, tree: Tree) -> Tree:
+    """Arrays with these logical axes in the pieces that the table says. Raises UserError where a size does not divide."""
+    return tree if mesh is None else jax.device_put(tree, named(specs(axes, tree, mesh), mesh))
 
 
 def on_all(mesh: Mesh | None, tree: Tree) -> Tree:

@@ -1,8 +1,9 @@
-"""The real training step of an experiment, compiled for devices that are not there: what it needs of each of them."""
+"""The real training step of an experiment, compiled for devices that are not there: what it needs of each of them. Sampling
+(sampling.py) goes the same way."""
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import jax
@@ -10,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from mmgen_tokenizers.errors import UserError
 
-from mmgen.config import Experiment, GeneratorTask, overrides
+from mmgen.config import Experiment, GeneratorTask
 from mmgen.parallel import hlo
 from mmgen.parallel.chips import Topology
 from mmgen.parallel.mesh import check_batch, make_mesh, resolve, under
@@ -21,11 +22,13 @@ from mmgen.parallel.rules import BATCH, bytes_each
 class Needs:
     """Of one device, in bytes, but for what is said."""
 
+    about: dict[str, int]  # Step.about
     mesh: tuple[int, ...]
     parameters: int  # numbers, on all devices together
     parts: dict[str, int]  # what is there when a step begins
-    activations: int  # kept for the way back, of the temporaries; an upper bound where tensor > 1
+    kept: tuple[str, int]  # of the temporaries: activations for the way back (an upper bound where tensor > 1), or the cache
     temporaries: int
+    moved: int  # read from memory and written to it in a step, at least
     operations: int  # of a step, on all devices together: products and convolutions, with those that remat repeats
     formula: tuple[int, int] | None  # the task's count of them for a row of the batch, causal and full
     unit: tuple[str, int]  # what a row of the batch has how many of
@@ -41,19 +44,18 @@ class Needs:
 class Step:
     """A step that is ready to be compiled."""
 
+    about: dict[str, int]  # "rows", and what else is to be told
     mesh: Mesh
-    state: object  # shapes, types and places, as the other two
-    frozen: object
-    batch: dict
+    given: dict[str, object]  # what it takes, by kind: shapes, types and places
     traced: object
+    kept: tuple[str, int]
+    moved: Callable[[int], int]  # Needs.moved, of the temporaries
     formula: tuple[int, int] | None
     unit: tuple[str, int]
 
     @property
     def parts(self) -> dict[str, int]:
-        rest = self.state.step, self.state.extra, self.frozen, self.batch
-        named = {"parameters": self.state.params, "optimizer": self.state.opt_state, "averaged": self.state.ema, "other": rest}
-        return {name: bytes_each(tree) for name, tree in named.items()}
+        return {name: bytes_each(tree) for name, tree in self.given.items()}
 
 
 def prepared(experiment: Experiment, topology: Topology) -> Step:
@@ -71,9 +73,19 @@ def prepared(experiment: Experiment, topology: Topology) -> Step:
     optimizer = task.optimizer(experiment)
     state = abstract_state(task, optimizer, experiment.seed, experiment.ema > 0, mesh)
     frozen, batch = _placed(task.frozen, mesh, P()), _placed(task.inputs(), mesh, BATCH)
-    step = make_step(experiment, task, optimizer, shardings(state))
-    traced = under(mesh, step.trace)(state, frozen, batch)
-    return Step(mesh, state, frozen, batch, traced, task.operations, task.unit)
+    traced = under(mesh, make_step(experiment, task, optimizer, shardings(state)).trace)(state, frozen, batch)
+    other = state.step, state.extra, frozen, batch
+    given = {"parameters": state.params, "optimizer": state.opt_state, "averaged": state.ema, "other": other}
+    replica, fsdp, _, sequence = shape
+    kept = "activations", hlo.activations(traced.jaxpr.jaxpr) // (replica * fsdp * sequence)
+    held = sum(map(bytes_each, given.values()))
+
+    def moved(temporaries: int) -> int:
+        """All of it written and read once, what is made on the way for each part of the batch."""
+        return 2 * (held + experiment.accumulate * temporaries)
+
+    about = {"rows": experiment.batch, "accumulate": experiment.accumulate}
+    return Step(about, mesh, given, traced, kept, moved, task.operations, task.unit)
 
 
 def _placed(tree, mesh: Mesh, spec: P):
@@ -84,7 +96,6 @@ def _placed(tree, mesh: Mesh, spec: P):
 def compiled(step: Step) -> Needs:
     """Compiles it; where libtpu finds that it does not fit, its needs are those that libtpu names."""
     start = time.perf_counter()
-    replica, fsdp, _, sequence = shape = tuple(step.mesh.shape.values())
     try:
         program = under(step.mesh, lambda: step.traced.lower().compile())()
         memory = program.memory_analysis()
@@ -93,12 +104,14 @@ def compiled(step: Step) -> Needs:
     except jax.errors.JaxRuntimeError as error:
         temporaries, traffic = _used(error) - sum(step.parts.values()), None
     return Needs(
-        mesh=shape,
-        parameters=sum(x.size for x in jax.tree.leaves(step.state.params)),
+        about=step.about,
+        mesh=tuple(step.mesh.shape.values()),
+        parameters=sum(x.size for x in jax.tree.leaves(step.given["parameters"])),
         parts=step.parts,
-        activations=min(hlo.activations(step.traced.jaxpr.jaxpr) // (replica * fsdp * sequence), temporaries),
+        kept=(step.kept[0], min(step.kept[1], temporaries)),
         temporaries=temporaries,
-        operations=hlo.operations(step.traced.jaxpr.jaxpr, step.mesh.size),
+        moved=step.moved(temporaries),
+        operations=hlo.operations(step.traced.jaxpr.jaxpr),
         formula=step.formula,
         unit=step.unit,
         traffic=traffic,
@@ -124,12 +137,14 @@ def fits(needs: Needs, topology: Topology) -> bool:
     return topology.chip is None or needs.total <= topology.chip.bytes
 
 
-def nearest(experiment: Experiment, topology: Topology) -> Iterator[tuple[list[str], Needs]]:
-    """Changes (fields of the command line) as they are tried, with what each needs, up to the first that fits. What does not
-    divide the model, and meshes on which the state alone is too large, are passed over."""
-    for flags in changes(experiment, len(topology.devices)):
+def nearest(
+    prepare: Callable[[list[str]], Step], tried: Iterable[list[str]], topology: Topology
+) -> Iterator[tuple[list[str], Needs]]:
+    """Changes (of the command line) as they are tried, with what each needs, up to the first that fits. `prepare`: the step
+    with such a change. What does not divide the model, and meshes on which the state alone is too large, are passed over."""
+    for flags in tried:
         try:
-            step = prepared(overrides(experiment, flags), topology)
+            step = prepare(flags)
         except UserError:
             continue
         if sum(step.parts.values()) > topology.chip.bytes:

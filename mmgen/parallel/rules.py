@@ -5,7 +5,7 @@ Everything here is a no-op, or one device's own program, where no mesh is set (m
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -74,9 +74,15 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     mesh = current_mesh()
     if mesh is None:
         return x
-    chosen = spec(names, activation=True)
+    chosen = _without(mesh.manual_axes, spec(names, activation=True))
     _check("", names, x.shape, chosen, mesh)
-    return jax.lax.with_sharding_constraint(x, chosen)
+    return x if chosen == P(*[None] * x.ndim) else jax.lax.with_sharding_constraint(x, chosen)
+
+
+def _without(axes: Sequence[str], chosen: P) -> P:
+    """A spec that says nothing of some mesh axes: in a shard_map over them, or where they do not split what the table says."""
+    kept = [tuple(axis for axis in _several(entry) if axis not in axes) for entry in chosen]
+    return P(*(entry or None for entry in kept))
 
 
 def specs(axes: Tree, params: Tree, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> Tree:

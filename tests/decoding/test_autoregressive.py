@@ -222,7 +222,7 @@ def test_bfloat16_computes_too(name):
 def test_codes_of_the_tokenizer_are_not_rounded():
     c = CONFIGS["scale"]
     params = transformer.init(c, jax.random.key(0))
-    cast = transformer.cast(c, params, jnp.bfloat16)["ends"]["input"]
+    cast = transformer.cast(transformer.axes(c), params, jnp.bfloat16)["ends"]["input"]
     for name in ("codebook", "phi_kernel", "phi_bias"):
         assert cast[name] is params["ends"]["input"][name]
     assert cast["embed"].dtype == cast["bias"].dtype == jnp.bfloat16

@@ -87,9 +87,14 @@ def test_of_grey_pictures_a_dimension_is_a_pixel(model, tmp_path):
     assert found["replaced"] == 1 and found["pictures"] == 4
 
 
-def test_copies_share_the_program(model):
+def test_copies_share_the_program(model, pictures):
     generator = mmgen.load(model)
-    assert generator.copied(generator.params)._likelihood is generator._likelihood
+    tokens = generator.tokenizer.encode(pictures[1])
+    for one in (generator, generator.copied(generator.params)):
+        one.log_likelihood(tokens, labels=pictures[2])
+    (program,) = generator._programs.compiled.values()
+    assert program._cache_size() == 1
+
 
 
 def test_probabilities_of_all_pictures_sum_to_one():

@@ -14,9 +14,9 @@ from importlib.util import find_spec
 import pytest
 from mmgen_tokenizers.errors import UserError
 
-from mmgen.config import Data, Experiment, GeneratorTask, MeshSizes, TokenShards
+from mmgen.config import Data, Experiment, GeneratorTask, MeshSizes, TokenShards, overrides
 from mmgen.model.config import GeneratorConfig
-from mmgen.parallel import chips, hlo, preflight
+from mmgen.parallel import chips, hlo, preflight, sampling
 from mmgen.parallel.forecast import describe, forecast
 
 EXPERIMENT = """
@@ -83,6 +83,25 @@ def test_people_read_the_same(found):
     assert re.search(r"all-gather +\d\.\d+ GiB received", found["text"]) and "time" not in found
 
 
+def test_what_draws_pictures_needs_weights_and_a_cache(tmp_path):
+    """By hand: 16 guided rows on two replicas, each of two devices; 16 forwards, whose caches have one slot, then all."""
+    done = command(tmp_path, "--topology", "cpu:4", "--sample", "8", "--mesh.tensor", "2", "--task.sampling.guidance", "2")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    rows, slots = 16, 1 + 15 * 16
+    assert found["bytes"]["cache"] == 2 * L * D * 16 * 4 * (rows // 2) / 2
+    assert found["bytes"]["parameters"] == 4 * ((L * LAYER + 2 * V * D) / 2 + 9 * D - D + (2 * L + 1) * D)
+    assert found["operations"] == {"hardware": 2 * rows * (S * (L * LAYER + V * D) + 2 * L * D * slots)}
+    assert found["collectives"]["all-reduce"]["count"] >= 2 * L * S and found["collectives"]["all-reduce"]["count"] < 4 * L * S
+    assert "8 pictures are drawn at once, in 16 forwards with guidance" in done.stdout
+
+
+def test_pictures_that_replicas_cannot_share_are_refused():
+    experiment = Experiment(GeneratorTask(GeneratorConfig()), Data(TokenShards("x")))
+    with pytest.raises(UserError, match="each of 4 replicas draws a power of two pictures, so give 4, 8, 16"):
+        sampling.prepared(experiment, chips.Topology("x:4", (None,) * 4, None, exact=True), 12)
+
+
 def test_what_does_not_fit_is_mended_by_trial(tmp_path, monkeypatch, capsys):
     """Memory of which the state takes a half: the first change that is enough ends the search."""
     from mmgen.cli import preflight as verb
@@ -120,20 +139,21 @@ class Prepared:
 
 def made(**fields) -> preflight.Needs:
     """Needs of 1 GiB but for what is given."""
-    usual = dict(mesh=(1, 4, 1, 1), parameters=1, parts={"parameters": 2**29}, activations=2**28, temporaries=2**29,
-                 operations=10, formula=None, unit=("pictures", 1), traffic={}, seconds=1.0)  # fmt: skip
+    usual = dict(about={"rows": 64, "accumulate": 1}, mesh=(1, 4, 1, 1), parameters=1, parts={"parameters": 2**29},
+                 kept=("activations", 2**28), temporaries=2**29, moved=1, operations=10, formula=None, unit=("pictures", 1),
+                 traffic={}, seconds=1.0)  # fmt: skip
     return preflight.Needs(**usual | fields)
 
 
 def test_heads_are_split_where_a_batch_in_parts_does_not_help(monkeypatch):
     """Its 96 rows have twelve divisors: each would be a compilation."""
     chip = chips.Chip((), memory=1.0, peak=1, bandwidth=1, link=1)
-    monkeypatch.setattr(preflight, "prepared", lambda experiment, topology: Prepared(experiment))
     monkeypatch.setattr(
         preflight, "compiled", lambda step: made(temporaries=2**29 if step.experiment.mesh.tensor == 2 else 2**30)
     )
     experiment = Experiment(GeneratorTask(GeneratorConfig(remat=True)), Data(TokenShards("x")), batch=384)
-    found = [flags for flags, _ in preflight.nearest(experiment, chips.Topology("x:4", (None,) * 4, chip, exact=True))]
+    tried, topology = preflight.changes(experiment, 4), chips.Topology("x:4", (None,) * 4, chip, exact=True)
+    found = [flags for flags, _ in preflight.nearest(lambda flags: Prepared(overrides(experiment, flags)), tried, topology)]
     assert found == [
         *(["--accumulate", str(n)] for n in (2, 8, 96)),
         ["--mesh.replica", "1", "--mesh.fsdp", "2", "--mesh.tensor", "2"],
@@ -154,11 +174,10 @@ def test_the_time_of_a_step_is_a_roofline():
     """What is at most is so with all three at once."""
     chip = chips.Chip((), memory=5, peak=1, bandwidth=10, link=5)  # GiB, TFLOP/s, GB/s, GB/s
     traffic = {"all-gather": hlo.Traffic(3, 4e9), "all-reduce": hlo.Traffic(1, 1e9)}
-    needs = made(mesh=(1, 2, 1, 1), parts={"parameters": 3 * 10**9}, temporaries=10**9, operations=4 * 10**12, traffic=traffic,
-                 formula=(10**10, 2 * 10**10), unit=("tokens", 256))  # fmt: skip
-    experiment = Experiment(GeneratorTask(GeneratorConfig(depth=1)), Data(TokenShards("x")), batch=64)
+    needs = made(mesh=(1, 2, 1, 1), parts={"parameters": 3 * 10**9}, temporaries=10**9, moved=8 * 10**9, operations=4 * 10**12,
+                 traffic=traffic, formula=(10**10, 2 * 10**10), unit=("tokens", 256))  # fmt: skip
     topology = chips.Topology("x:2", (None,) * 2, chip, exact=True)
-    found = forecast(experiment, topology, needs)
+    found = forecast(topology, needs)
     time, wanted = found["time"], {"products": 2.0, "memory": 0.8, "links": 1.0}
     assert {name: time[name] for name in wanted} == wanted and time["step"] == [2.0, 3.8]
     assert found["operations"]["model_full"] == 64 * 2e10
@@ -167,9 +186,7 @@ def test_the_time_of_a_step_is_a_roofline():
     text = describe(found)
     assert found["fits"] and "links 1 s; 2 s at best, 3.8 s without overlap" in text
     assert "MFU at most 16% (causal) or 32% (full); 8% (causal) or 17% (full) without overlap" in text
-    in_parts = forecast(replace(experiment, accumulate=8), topology, needs)["time"]
-    assert in_parts["memory"] == 2 * (3 + 8 * 1) / 10
-    assert "MFU" not in describe(forecast(experiment, topology, replace(needs, formula=None)))
+    assert "MFU" not in describe(forecast(topology, replace(needs, formula=None)))
 
 
 @pytest.mark.parametrize("name", ["h900:8", "v5e", "v5e:0x4", "h200:", "cpu:x"])

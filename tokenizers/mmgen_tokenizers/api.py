@@ -7,13 +7,15 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int, Int8, UInt8
 from PIL import Image
 
@@ -79,14 +81,15 @@ def family_of(config: Config) -> tuple[str, Any]:
     return next((name, functions) for name, (kind, functions) in FAMILIES.items() if type(config) is kind)
 
 
-def _chunks(function, array: np.ndarray, chunk: int) -> np.ndarray:
-    """function over pieces of at most `chunk` rows, each padded to a power of two: few shapes, so few compilations."""
-    done = []
-    for start in range(0, len(array), chunk):
-        piece = array[start : start + chunk]
-        size = 1 << (len(piece) - 1).bit_length()
+def _chunks(function, array: np.ndarray, chunk: int, rows: NamedSharding | None) -> np.ndarray:
+    """function over pieces of at most `chunk` rows a device, each padded to a power of two: few shapes, so few compilations.
+    `rows`: which devices share them."""
+    done, devices = [], 1 if rows is None else rows.num_devices
+    for start in range(0, len(array), chunk * devices):
+        piece = array[start : start + chunk * devices]
+        size = devices << (-(-len(piece) // devices) - 1).bit_length()
         padded = np.concatenate([piece, np.repeat(piece[:1], size - len(piece), 0)])
-        done.append(np.asarray(function(padded))[: len(piece)])
+        done.append(np.asarray(function(padded if rows is None else jax.device_put(padded, rows)))[: len(piece)])
     return np.concatenate(done)
 
 
@@ -110,13 +113,14 @@ class Tokenizer:
         and moves some ids. `source`: the family of published weights that it was converted from, with `buffers`, tensors
         of that checkpoint which are not used here and are given back on export."""
         self.config, self.source, self.buffers, self.dtype = config, source, buffers or {}, dtype
-        self.params = jax.tree.map(jnp.asarray, params)
+        self.params, self._rows = jax.tree.map(jnp.asarray, params), None
         self.family, self._functions = family_of(config)
 
-    def on(self, device: jax.Device) -> "Tokenizer":
-        """The same one, whose weights are on that device and so computes there."""
-        other = copy.copy(self)
-        other.params = jax.device_put(self.params, device)
+    def over(self, devices: Iterable[jax.Device]) -> "Tokenizer":
+        """The same one, whose weights are on all of these devices, which share the pictures."""
+        other, mesh = copy.copy(self), Mesh(np.array(list(devices)), ("pictures",))
+        other.params = jax.device_put(self.params, NamedSharding(mesh, P()))
+        other._rows = NamedSharding(mesh, P("pictures"))
         return other
 
     def __str__(self) -> str:
@@ -146,7 +150,7 @@ class Tokenizer:
         images = _checked_images(images)
         self.layout_for(*images.shape[1:3])
         encode = functools.partial(_encode, self._functions, self.config, self.dtype, self.params)
-        return _chunks(encode, images, _chunk(images.shape[1] * images.shape[2]))
+        return _chunks(encode, images, _chunk(images.shape[1] * images.shape[2]), self._rows)
 
     def encode_bits(self, images: Images) -> Int8[np.ndarray, "B N K"]:
         """The bits (0 or 1) of binary codes in the order of the latent's channels, whatever the order and groups of the ids:
@@ -170,7 +174,7 @@ class Tokenizer:
         pixels = self.config.image_size**2 * layout.height * layout.width // cells
         grid = (layout.height, layout.width)
         decode = functools.partial(_decode, self._functions, self.config, self.dtype, grid, self.params)
-        return _chunks(decode, ids, _chunk(pixels))
+        return _chunks(decode, ids, _chunk(pixels), self._rows)
 
     def embed(self, ids: Int[np.ndarray, "B N *G"]) -> Float[np.ndarray, "B N C"]:
         """Code vectors, float32, as the decoder consumes them."""
@@ -185,7 +189,7 @@ class Tokenizer:
             raise UserError(f"next_input is for tokenizers of several scales, and this one gives {layout}")
         grid = (layout.height, layout.width)
         read = functools.partial(_next_input, self._functions, self.config, grid, self.params)
-        return _chunks(read, ids, _chunk(layout.sites * self.config.quantizer.dim))
+        return _chunks(read, ids, _chunk(layout.sites * self.config.quantizer.dim), self._rows)
 
     def _fitting(self, ids: Int[np.ndarray, "B N"], layout: TokenLayout | None) -> TokenLayout:
         """The layout, where none is given that of training or a square grid. Raises UserError where the ids are not of it."""
