@@ -17,6 +17,7 @@ from mmgen.parallel.rules import BATCH, bytes_each, named, specs
 
 Tree = Any
 AXES = ("replica", "fsdp", "tensor", "sequence")
+GATHERED = 1 << 30  # bytes
 
 
 def resolve(sizes: MeshSizes, devices: int) -> tuple[int, ...]:
@@ -130,14 +131,21 @@ def under(mesh: Mesh | None, function: Callable) -> Callable:
 
 
 def on_host(tree: Tree) -> Tree:
-    """Whole copies in the memory of the host, one array at a time; every process of a mesh must call it."""
+    """Whole copies in the memory of the host, one array at a time; every process of a mesh must call it. Of stacked layers a
+    device gathers GATHERED bytes at a time, for it may not have room for all."""
+    return jax.tree.map(_whole, tree)
 
-    def whole(x: jax.Array) -> np.ndarray:
-        if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
-            x = jax.jit(lambda x: x, out_shardings=NamedSharding(x.sharding.mesh, P()))(x)
+
+def _whole(x: jax.Array) -> np.ndarray:
+    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
         return np.array(x)  # np.asarray may be a view of memory that the next step takes over
-
-    return jax.tree.map(whole, tree)
+    size = len(x) if x.ndim < 3 else max(1, len(x) * GATHERED // x.nbytes)
+    place, found = NamedSharding(x.sharding.mesh, P()), np.empty(x.shape, x.dtype)
+    gather = jax.jit(lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, min(size, len(x))), out_shardings=place)
+    for start in range(0, len(x), size):
+        start = min(start, max(0, len(x) - size))
+        found[start : start + size] = gather(x, start)
+    return found
 
 
 def describe_mesh(mesh: Mesh) -> str:

@@ -257,8 +257,9 @@ class GeneratorTraining:
 
     def _new_generator(self, weights: Tree) -> Generator:
         kind = "ema" if self.experiment.ema else "raw"
-        sampling = self.experiment.task.sampling
-        return Generator(self.config, weights, self.tokenizer, self.text, sampling, self.labels, kind, self.dtype)
+        sampling, tensor = self.experiment.task.sampling, max(1, self.experiment.mesh.tensor)
+        tensor = tensor if jax.local_device_count() % tensor == 0 else 1
+        return Generator(self.config, weights, self.tokenizer, self.text, sampling, self.labels, kind, self.dtype, tensor)
 
 
 def decayed(axes: Tree) -> Tree:

@@ -8,7 +8,7 @@ import numpy as np
 
 import mmgen
 
-ASKED = {"labels": [0, 1, 2, 0, 1], "guidance": 3.0, "seed": 5}
+ASKED = {"labels": [0, 1, 2, 0, 1], "guidance": 2.0, "seed": 5}
 FEW = 3
 
 

@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
 import jax
 import mmgen_tokenizers as mt
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from models import generator_experiment, tokenizer_experiment, write_shards
 from regression import TRUTH, Regression
 from regression import experiment as regression_experiment
@@ -25,7 +27,7 @@ from regression import experiment as regression_experiment
 import mmgen
 from mmgen.config import Data, Experiment, TokenShards
 from mmgen.model.config import BlockConfig, NextNeighbor, NextScale, TokenLayout
-from mmgen.parallel import distributed, hlo
+from mmgen.parallel import distributed, hlo, mesh
 from mmgen.parallel.mesh import feed, make_mesh, on_all, on_host, under
 from mmgen.parallel.rules import bytes_each
 from mmgen.training import loop, tasks
@@ -230,11 +232,21 @@ def process(folder: Path, steps: str, address: str | None = None, *which: str) -
     """Trains; of several processes the second gets a SIGTERM before its first step."""
     if address:
         distributed.initialize(address, *map(int, which), timeout=60)
+        check_gathering()
     if jax.process_index() == 1:
         given, loop.feed = loop.feed, lambda *inputs: interrupted(given, *inputs)
     experiment = generator(folder, steps=int(steps))
     mmgen.train(replace(experiment, validation=experiment.data), folder / "run")
     return {}
+
+
+def check_gathering() -> None:
+    """Five layers in the pieces of all processes come to the host, two at a time."""
+    mesh.GATHERED = 100
+    truth = np.arange(60.0, dtype=np.float32).reshape(5, 3, 4)
+    spread = make_mesh((1, jax.device_count(), 1, 1), tuple(jax.devices()))
+    x = jax.make_array_from_callback(truth.shape, NamedSharding(spread, P(None, None, "fsdp")), truth.__getitem__)
+    assert (under(spread, on_host)(x) == truth).all()
 
 
 if __name__ == "__main__":
