@@ -147,14 +147,25 @@ def prefixes(
 
     Residual: sums [B, height, width, C]. Otherwise each scale's own codes, as small as it is.
     """
-    grids = split(config, ids, height, width)
     if not config.residual:
-        return [vq.lookup(config, params, grid) for grid in grids]
-    total, sums = jnp.zeros((ids.shape[0], height, width, config.dim)), []
-    for scale, grid in enumerate(grids):
-        total = add_scale(config, params, total, grid, scale)
-        sums.append(total)
-    return sums
+        return [vq.lookup(config, params, grid) for grid in split(config, ids, height, width)]
+    return list(jnp.moveaxis(_sums(config, params, ids, height, width), 1, 0))
+
+
+def _sums(config: MultiScaleVQ, params: Params, ids: Int[Array, "B M"], height: int, width: int) -> Float[Array, "B S H W C"]:
+    """What `add_scale` gives after each of the first scales, of all of them at once: a TPU's compiler takes seconds for each
+    small convolution or resize."""
+    codes = [vq.lookup(config, params, grid) for grid in split(config, ids, height, width)]
+    h = resize.all_bicubic(codes, (height, width))
+    if config.phis:
+        phis = [params["phi"][str(config.phi_of(scale))] for scale in range(len(codes))]
+        kernel, bias = (jnp.stack([phi[name] for phi in phis]) for name in ("kernel", "bias"))
+        edged = jnp.pad(h, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+        taps = [edged[:, :, y : y + height, x : x + width] for y in range(3) for x in range(3)]
+        kernel = kernel.reshape(len(phis), -1, config.dim)
+        smooth = jnp.einsum("bshwk,skc->bshwc", jnp.concatenate(taps, -1), kernel, precision=jax.lax.Precision.HIGHEST)
+        h = (1 - config.phi_ratio) * h + config.phi_ratio * (smooth + bias[:, None, None])
+    return jnp.cumsum(h, axis=1)
 
 
 def next_input(config: MultiScaleVQ, params: Params, ids: Int[Array, "B M"], height: int, width: int) -> Float[Array, "B L C"]:
@@ -162,6 +173,8 @@ def next_input(config: MultiScaleVQ, params: Params, ids: Int[Array, "B M"], hei
 
     Residual: the sum so far, shrunk to the next scale. Otherwise the codes of a scale, enlarged to the next.
     """
-    fit = resize.area if config.residual else resize.bicubic
     grids = config.grids(height, width)[1:]
-    return _joined(fit(x, grid) for x, grid in zip(prefixes(config, params, ids, height, width), grids, strict=False))
+    if config.residual:
+        return _joined(resize.all_area(_sums(config, params, ids, height, width), grids))
+    found = prefixes(config, params, ids, height, width)
+    return _joined(resize.bicubic(x, grid) for x, grid in zip(found, grids, strict=False))

@@ -4,6 +4,7 @@
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -45,3 +46,30 @@ def _resize(matrix, x: Float[Array, "B H W C"], size: tuple[int, int]) -> Float[
 
 area = functools.partial(_resize, area_matrix)
 bicubic = functools.partial(_resize, bicubic_matrix)
+
+
+def all_bicubic(pictures: Sequence[Float[Array, "B _ _ C"]], size: tuple[int, int]) -> Float[Array, "B S h w C"]:
+    """`bicubic` of each to one size, in one product: smaller ones are filled up with zeros, which nothing reads."""
+    x = jnp.stack([jnp.pad(x, ((0, 0), (0, size[0] - x.shape[1]), (0, size[1] - x.shape[2]), (0, 0))) for x in pictures], 1)
+    return _resize_all(bicubic_matrix, x, [x.shape[1:3] for x in pictures], [size] * len(pictures))
+
+
+def all_area(x: Float[Array, "B S H W C"], sizes: Sequence[tuple[int, int]]) -> list[Float[Array, "B _ _ C"]]:
+    """`area` of each, to a size of its own (those beyond S are left out), likewise."""
+    sizes = sizes[: x.shape[1]]
+    found = _resize_all(area_matrix, x[:, : len(sizes)], [x.shape[2:4]] * len(sizes), sizes)
+    return [found[:, i, :height, :width] for i, (height, width) in enumerate(sizes)]
+
+
+def _resize_all(
+    matrix, x: Float[Array, "B S H W C"], sizes: Sequence[tuple[int, int]], outs: Sequence[tuple[int, int]]
+) -> Float[Array, "B S H W C"]:
+    """Picture s has sizes[s] in the corner of x[:, s], and outs[s] in that of the result."""
+
+    def stacked(axis: int) -> Float[np.ndarray, "S H H"]:
+        whole = np.zeros((x.shape[1], x.shape[2 + axis], x.shape[2 + axis]), np.float32)
+        for one, size, out in zip(whole, sizes, outs, strict=True):
+            one[: out[axis], : size[axis]] = matrix(size[axis], out[axis])
+        return whole
+
+    return jnp.einsum("shH,swW,bsHWc->bshwc", stacked(0), stacked(1), x, precision=jax.lax.Precision.HIGHEST)
