@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
 import jax
 import mmgen_tokenizers as mt
 import numpy as np
+from mmgen_tokenizers.errors import UserError
 from models import generator_experiment, tokenizer_experiment, write_shards
 from regression import TRUTH, Regression
 from regression import experiment as regression_experiment
@@ -226,10 +227,22 @@ def interrupted(function, *inputs):
     return function(*inputs)
 
 
+def mistakes() -> None:
+    """Each process makes one in its turn; what it hears is told."""
+    for index in range(jax.process_count()):
+        try:
+            with distributed.in_turn():
+                if jax.process_index() == index:
+                    raise UserError(f"mistake {index}")
+        except UserError as error:
+            print(error, file=sys.stderr)
+
+
 def process(folder: Path, steps: str, address: str | None = None, *which: str) -> dict:
     """Trains; of several processes the second gets a SIGTERM before its first step."""
     if address:
         distributed.initialize(address, *map(int, which), timeout=60)
+        mistakes()
     if jax.process_index() == 1:
         given, loop.feed = loop.feed, lambda *inputs: interrupted(given, *inputs)
     experiment = generator(folder, steps=int(steps))
