@@ -174,6 +174,16 @@ def test_a_class_conditional_run_learns_resumes_and_exports(shards, tmp_path, mo
     assert mmgen.load(tmp_path / "best").generate(labels=["dog"], seed=3).tokens.shape == (1, 4)
 
 
+def test_a_run_goes_on_in_bfloat16(shards, tmp_path):
+    """Its state stays in float32."""
+    chosen = generator_experiment(shards, steps=1)
+    mmgen.train(chosen, tmp_path)
+    result = mmgen.train(replace(chosen, steps=2, compute_dtype="bfloat16"), tmp_path)
+    losses = [entry["loss"] for entry in read_metrics(tmp_path) if "loss" in entry]
+    assert len(losses) == 2 and losses == pytest.approx([np.log(32)] * 2, rel=0.05)
+    assert {str(x.dtype) for x in jax.tree.leaves(load_arrays(result.folder / "export"))} == {"float32"}
+
+
 def test_a_masked_run_learns_and_fills_the_holes(shards, tmp_path):
     """Nine of the 32 codes are used."""
     chosen = generator_experiment(shards, steps=60, batch=8, validation=shards)
