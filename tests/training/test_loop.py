@@ -324,10 +324,15 @@ def test_a_checkpoint_of_another_model_is_no_damaged_one(tmp_path):
             params, extra = super().init(key)
             return {"dense": params["dense"], "more": jnp.zeros(3)}, extra
 
-    run(tmp_path / "one", steps=10, checkpoints=str(tmp_path / "kept"))
-    with pytest.raises(UserError, match=r"/10 holds another model \(params.more is nothing there, \[3\] here\): give this run"):
-        run(tmp_path / "two", Longer(), steps=10, checkpoints=str(tmp_path / "kept"))
-    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["10", "5"]
+    run(tmp_path / "one", steps=5)
+    kept = tmp_path / "one/checkpoints"
+    with pytest.raises(UserError, match=r"/5 holds another model \(params.more is nothing there, \[3\] here\): give this run"):
+        run(tmp_path / "two", Longer(), checkpoints=str(kept))
+    run(tmp_path / "three", Longer(), steps=10)
+    (tmp_path / "three/checkpoints/10").rename(kept / "10")
+    with pytest.raises(UserError, match=r"/10 holds another model \(params.more is \[3\] there, nothing here\)"):
+        run(tmp_path / "one")
+    assert steps_in(tmp_path / "one") == [5, 10]
 
 
 def test_a_bucket_is_named_as_it_is(monkeypatch):
