@@ -156,7 +156,8 @@ class Experiment:
     every_validate: int = 500
     every_preview: int = 1000
     every_checkpoint: int = 1000
-    keep: int = 2  # checkpoints kept
+    keep: int = 2  # of the newest checkpoints stay, beside the best
+    keep_every: int = 0  # those whose step is a multiple of it stay as well; 0: none
     checkpoints: str | None = None  # where, if not in the run folder: a folder that all hosts see, or gs://bucket/folder
     mesh: MeshSizes = MeshSizes()
 

@@ -6,9 +6,11 @@ import threading
 from collections.abc import Iterator, Mapping
 
 import jax
+import numpy as np
 from mmgen_tokenizers.errors import UserError
 
 TIMEOUT = 300  # seconds that processes wait for each other at the start
+REASON = 1000  # bytes of an error that the other processes are told
 
 # What schedulers tell each process, and jax.distributed reads by itself. A count of 1 is a job of one process.
 COUNTS = {
@@ -86,12 +88,20 @@ def first_process() -> bool:
 
 @contextlib.contextmanager
 def in_turn() -> Iterator[None]:
-    """The body runs in the first process, then in the others, which find what it wrote (all see the same disk)."""
+    """The body runs in the first process, then in the others, which find what it wrote (all see the same disk).
+
+    An error of one process reaches all, in the others as a UserError: none waits for one that has ended.
+    """
     if not first_process():
-        _meet("in turn")
-    yield
+        _meet()
+    try:
+        yield
+    except Exception as error:
+        _meet(error)
+        raise
+    _meet()
     if first_process():
-        _meet("in turn")
+        _meet()
 
 
 def all_say(ok: bool) -> bool:
@@ -103,8 +113,14 @@ def all_say(ok: bool) -> bool:
     return bool(process_allgather(ok).all())
 
 
-def _meet(name: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental.multihost_utils import sync_global_devices
+def _meet(mistake: Exception | None = None) -> None:
+    """Returns when all processes are here. Raises UserError in those without a mistake where another comes with one."""
+    if jax.process_count() == 1:
+        return
+    from jax.experimental.multihost_utils import process_allgather
 
-        sync_global_devices(name)
+    reason = b"" if mistake is None else (str(mistake) or type(mistake).__name__).encode()
+    reasons = process_allgather(np.frombuffer(reason[:REASON].ljust(REASON, b"\0"), np.uint8))
+    for process, told in enumerate(reasons):
+        if mistake is None and told.any():
+            raise UserError(f"process {process} ended: {bytes(told).rstrip(bytes(1)).decode(errors='replace')}")

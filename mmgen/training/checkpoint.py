@@ -1,14 +1,16 @@
-"""Checkpoints of a run: the newest few and the best by validation loss, written in the background, each complete or not there.
+"""Checkpoints of a run: the newest, some between, the best by validation loss; written in the background, whole or not at all.
 
 A checkpoint holds the state and the experiment as JSON; the position in the data is `state.step`. orbax writes into a
 temporary folder and renames it when all is there, so a killed run finds its last complete one.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -21,28 +23,35 @@ from mmgen_tokenizers.files import place
 from orbax.checkpoint import checkpoint_managers as policies
 
 from mmgen.parallel.distributed import all_say, first_process, in_turn
-from mmgen.training.state import TrainState, shardings
+from mmgen.training.state import TrainState
 
 CHECKSUM, METADATA = "checksum", "_CHECKPOINT_METADATA"
+
+
+class AnotherModel(UserError):
+    """A checkpoint that is whole, and not of this run."""
 
 
 class Checkpoints:
     """The checkpoints in one folder, which may be one like gs://bucket/run.
 
-    keep: how many of the newest stay, beside the one with the lowest validation loss.
+    keep: how many of the newest stay, beside the one with the lowest validation loss and those whose step is a multiple of
+    `keep_every` (0: none).
     """
 
-    def __init__(self, folder: str | Path, keep: int):
+    def __init__(self, folder: str | Path, keep: int, keep_every: int = 0):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs every rename; its errors reach us as exceptions
         place(folder)  # says what a bucket needs
-        self.folder, self._keep = epath.Path(folder if "://" in str(folder) else Path(folder).absolute()), keep
+        self.folder = epath.Path(folder if "://" in str(folder) else Path(folder).absolute())
+        self._keep, self._keep_every = keep, keep_every
         self._pass_over_unfinished()
         self._manager = self._opened()
 
     def _opened(self) -> ocp.CheckpointManager:
         best = policies.BestN(get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+        some = [policies.EveryNSteps(self._keep_every)] if self._keep_every else []
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(max(self._keep, 1)), best]),
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(max(self._keep, 1)), best, *some]),
             best_fn=_loss,  # the policy decides, but only with this does orbax write the figures
             best_mode="min",
             cleanup_tmp_directories=True,
@@ -86,24 +95,27 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state of that checkpoint; `like` tells shapes, types and shardings (`abstract_state`), of any mesh."""
-        wanted = {"state": ocp.args.StandardRestore(like)}
-        if (self.folder / str(step) / CHECKSUM).exists():  # runs that began before there were checksums have none
+        """The state of that checkpoint; `like` tells shapes, types and shardings (`abstract_state`), of any mesh.
+
+        It is read in the types that were saved, which its checksum is of. Raises AnotherModel where shapes are others, and
+        UserError where it is damaged.
+        """
+        folder, wanted = self.folder / str(step), {}
+        if (folder / CHECKSUM).exists():  # runs that began before there were checksums have none
             wanted[CHECKSUM] = ocp.args.JsonRestore()
         try:
+            wanted["state"] = ocp.args.StandardRestore(_as_stored(folder, like))
             restored = self._manager.restore(step, args=ocp.args.Composite(**wanted))
             if CHECKSUM in wanted and int(checksum(restored["state"])) != restored[CHECKSUM]["bits"]:
                 raise ValueError("its numbers are not those that were saved")
         except (ValueError, KeyError, OSError) as error:
-            raise _cannot_read(self.folder / str(step), error) from error
-        # A copy made by XLA: arrays that come from a file cannot always be donated, which costs a second state in memory.
-        copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings(like))
-        return jax.block_until_ready(copy(restored["state"]))
+            raise _cannot_read(folder, error) from error
+        return jax.tree.map(_taken_over, restored["state"], like)
 
     def restore_newest(self, like: TrainState) -> TrainState | None:
         """The newest state that can be read; None without any checkpoint. Damaged ones after it are named and put aside.
 
-        Raises UserError where there are checkpoints and none can be read: then nothing is moved.
+        Raises UserError where there are checkpoints and none can be read, or one is of another model: then nothing is moved.
         """
         damaged: dict[int, UserError] = {}
         for step in reversed(self.all()):
@@ -116,6 +128,8 @@ class Checkpoints:
                 self._put_aside(damaged, step)
                 return state
             damaged.setdefault(step, UserError(f"another process cannot read the checkpoint {self.folder / str(step)}"))
+            if isinstance(damaged[step], AnotherModel):
+                raise damaged[step]
         if damaged:
             raise damaged[max(damaged)]
         return None
@@ -158,6 +172,34 @@ def checksum(state: TrainState) -> UInt32[Array, ""]:
         return words.astype(jnp.uint32).sum(dtype=jnp.uint32)
 
     return sum(((2 * i + 1) * bits(x) for i, x in enumerate(jax.tree.leaves(state))), jnp.uint32(0))
+
+
+def _as_stored(folder: epath.Path, like: TrainState) -> TrainState:
+    """`like` with the types that the arrays of a checkpoint have. Raises AnotherModel where names or shapes are others."""
+    metadata = ocp.StandardCheckpointHandler().metadata(folder / "state")
+    stored, wanted = ocp.tree.to_flat_dict(metadata.tree), ocp.tree.to_flat_dict(like)
+    for name in sorted(stored.keys() | wanted.keys(), key=lambda name: (name[0] != "params", name)):
+        there, here = (list(arrays[name].shape) if name in arrays else "nothing" for arrays in (stored, wanted))
+        if there != here:
+            raise AnotherModel(
+                f"{folder} holds another model ({'.'.join(name)} is {there} there, {here} here): give this run another "
+                "--checkpoints, or start it with the settings of the run that saved them"
+            )
+    leaves = [jax.ShapeDtypeStruct(x.shape, stored[name].dtype, sharding=x.sharding) for name, x in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _taken_over(read: Array, like: jax.ShapeDtypeStruct) -> Array:
+    """A copy in the wanted type, made by XLA: arrays that come from a file cannot always be donated, which costs a second state
+    in memory. What was read goes at once: of all of the state there are never two."""
+    copied = jax.block_until_ready(_copy(like.dtype, like.sharding)(read))
+    read.delete()
+    return copied
+
+
+@functools.cache
+def _copy(dtype: jnp.dtype, sharding: jax.sharding.Sharding) -> Callable[[Array], Array]:
+    return jax.jit(lambda x: jnp.copy(x.astype(dtype)), out_shardings=sharding)
 
 
 def _cannot_read(folder: epath.Path, error: Exception) -> UserError:

@@ -36,7 +36,7 @@ from mmgen.training.step import make_step
 from mmgen.training.stopping import Stop
 
 AHEAD = 2  # steps dispatched before the figures of the first are read: the device has work while the host reads
-MAY_CHANGE = ("steps", "every_log", "every_validate", "every_preview", "every_checkpoint", "keep", "mesh")
+MAY_CHANGE = "steps every_log every_validate every_preview every_checkpoint keep keep_every mesh compute_dtype".split()
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,10 @@ def checkpoints_of(folder: Path, experiment: Experiment) -> str | Path:
     return experiment.checkpoints or folder / "checkpoints"
 
 
+def open_checkpoints(folder: Path, experiment: Experiment) -> Checkpoints:
+    return Checkpoints(checkpoints_of(folder, experiment), experiment.keep, experiment.keep_every)
+
+
 def differences(old: object, new: object, name: str = "") -> list[str]:
     """Dotted names of the fields in which two JSON values differ."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
@@ -144,7 +148,7 @@ class Run:
     def __init__(self, experiment: Experiment, task, folder: Path, profile: tuple[int, int] | None):
         self.experiment, self.task, self.folder, self.clock = experiment, task, folder, Clock()
         optimizer, self.mesh = task.optimizer(experiment), mesh_of(experiment)
-        self.checkpoints = Checkpoints(checkpoints_of(folder, experiment), experiment.keep)
+        self.checkpoints = open_checkpoints(folder, experiment)
         self.state = starting_state(experiment, task, optimizer, self.checkpoints, self.mesh)
         self.start = int(self.state.step)
         self.frozen = on_all(self.mesh, task.frozen)
@@ -152,6 +156,7 @@ class Run:
         self.train_step = under(self.mesh, make_step(experiment, task, optimizer, places))
         self.validation_step = under(self.mesh, jax.jit(task.validate))
         self.in_flight = deque()
+        self.draws = first_process()
         self.stop = Stop(self.mesh)
         self.exports = Exports(task, folder / "export")
         self.report = Report(experiment, task, folder, self.checkpoints, self.start, self.clock)
@@ -207,9 +212,22 @@ class Run:
             if saves:
                 self.save(weights, done, figures.get("validation/loss"), final=bool(last or stopped))
         with self.clock.spend("preview"), self.outlives_full_disk():
-            if previews and first_process():
-                self.task.preview(weights, self.folder / "previews", done)
+            if previews and self.draws:
+                self.preview(weights, done)
         self.report.pace.rest()
+
+    def preview(self, weights: Tree, done: int) -> None:
+        """Draws on one device, beside the state in its memory: where there is no room, that is no reason to end the run."""
+        try:
+            self.task.preview(weights, self.folder / "previews", done)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            self.draws = False
+            self.report.say(
+                f"step {done}: the device has no memory for a preview beside the training state: training goes on without them "
+                f"(--every_preview 0 tries none before the end). Draw from the export instead: mmgen sample {self.folder}"
+            )
 
     def save(self, weights: Tree, done: int, validation_loss: float | None, final: bool) -> None:
         """Starts to write a checkpoint and its export; what went wrong with those before comes up first."""
@@ -264,7 +282,7 @@ def export(run: str | Path, out: str | Path, which: Literal["last", "best"] | in
     experiment = config.load(run / "experiment.json")
     task = tasks.make(experiment, run)
     optimizer = task.optimizer(experiment)
-    with locked(run), Checkpoints(checkpoints_of(run, experiment), experiment.keep) as checkpoints:
+    with locked(run), open_checkpoints(run, experiment) as checkpoints:
         step = {"last": checkpoints.latest, "best": checkpoints.best}.get(which, lambda: which)()
         if step not in checkpoints.all():
             reason = " (none of them was validated)" if which == "best" else ""

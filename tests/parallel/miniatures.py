@@ -20,6 +20,7 @@ import mmgen_tokenizers as mt
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from mmgen_tokenizers.errors import UserError
 from models import generator_experiment, tokenizer_experiment, write_shards
 from regression import TRUTH, Regression
 from regression import experiment as regression_experiment
@@ -228,11 +229,23 @@ def interrupted(function, *inputs):
     return function(*inputs)
 
 
+def mistakes() -> None:
+    """Each process makes one in its turn; what it hears is told."""
+    for index in range(jax.process_count()):
+        try:
+            with distributed.in_turn():
+                if jax.process_index() == index:
+                    raise UserError(f"mistake {index}")
+        except UserError as error:
+            print(error, file=sys.stderr)
+
+
 def process(folder: Path, steps: str, address: str | None = None, *which: str) -> dict:
     """Trains; of several processes the second gets a SIGTERM before its first step."""
     if address:
         distributed.initialize(address, *map(int, which), timeout=60)
         check_gathering()
+        mistakes()
     if jax.process_index() == 1:
         given, loop.feed = loop.feed, lambda *inputs: interrupted(given, *inputs)
     experiment = generator(folder, steps=int(steps))

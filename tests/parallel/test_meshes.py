@@ -152,6 +152,12 @@ def test_processes_train_as_one_and_stop_at_the_same_step(found, processes):
         assert entry["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
 
 
+def test_a_mistake_of_one_process_reaches_all(processes):
+    first, second, _ = processes[1]
+    assert "mistake 0\nprocess 1 ended: mistake 1\n" in first
+    assert "process 0 ended: mistake 0\nmistake 1\n" in second
+
+
 def test_only_the_first_process_tells(processes):
     _, (first, second, alone) = processes
     assert "2 processes, 4 devices (cpu), mesh replica 1 x fsdp 4 x tensor 1 x sequence 1" in first and "step 2/50" in first

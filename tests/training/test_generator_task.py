@@ -25,8 +25,8 @@ from mmgen.model.config import BlockConfig, ClassCondition, Dropout, FeatureCond
 from mmgen.training import generator_task, loop
 from mmgen.training.generator_task import GeneratorTraining, _check_codes, decayed, settled
 from mmgen.training.metrics import read_metrics
-from mmgen.training.state import initial_state
-from mmgen.training.step import gradients
+from mmgen.training.state import abstract_state, initial_state
+from mmgen.training.step import gradients, make_step
 
 SHAPES = Data(Shapes("train", 40), size=32)
 TEXT = TextCondition(vocabulary=48, length=16)
@@ -172,6 +172,20 @@ def test_a_class_conditional_run_learns_resumes_and_exports(shards, tmp_path, mo
     held_out = {e["step"]: e["validation/loss"] for e in read_metrics(tmp_path / "straight") if "validation/loss" in e}
     assert list(held_out) == [20, 40] and read_json(tmp_path / "best/step.json")["step"] == min(held_out, key=held_out.get)
     assert mmgen.load(tmp_path / "best").generate(labels=["dog"], seed=3).tokens.shape == (1, 4)
+
+
+def test_the_state_is_float32_whatever_a_step_computes_in(shards, tmp_path):
+    """So that a run can go on in bfloat16, and back."""
+    states = []
+    for name in ("float32", "bfloat16"):
+        chosen = generator_experiment(shards, compute_dtype=name, ema=0.9)
+        task = GeneratorTraining(chosen, tmp_path)
+        optimizer = task.optimizer(chosen)
+        state = abstract_state(task, optimizer, 0, True)
+        states += [state, jax.eval_shape(make_step(chosen, task, optimizer), state, task.frozen, task.inputs())[0]]
+    shapes = [[(x.shape, x.dtype) for x in jax.tree.leaves(state)] for state in states]
+    assert shapes[0] == shapes[1] == shapes[2] == shapes[3]
+    assert "bfloat16" in str(jax.make_jaxpr(task.validate)(states[3].params, {}, {}, task.inputs()))
 
 
 def test_a_masked_run_learns_and_fills_the_holes(shards, tmp_path):

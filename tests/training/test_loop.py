@@ -128,7 +128,7 @@ def test_another_experiment_is_refused_by_name(tmp_path):
         schedule = loop.config.Schedule("constant", peak=0.1)
         optimizer = loop.config.Optimizer(schedule=schedule, weight_decay=0.01)
         loop.claim(tmp_path, loop.config.Experiment(**{**vars(chosen), "optimizer": optimizer}))
-    loop.claim(tmp_path, experiment(steps=3, every_log=7, keep=9))
+    loop.claim(tmp_path, experiment(steps=3, every_log=7, keep=9, keep_every=30, compute_dtype="bfloat16"))
 
 
 def test_another_experiment_does_not_replace_a_run_that_only_kept_its_export(tmp_path):
@@ -156,11 +156,11 @@ def test_not_finite_without_any_checkpoint(tmp_path):
         run(tmp_path, Regression(broken_at=0))
 
 
-def test_keeps_the_newest_and_the_best(tmp_path, monkeypatch):
+def test_keeps_the_newest_the_best_and_some_between(tmp_path, monkeypatch):
     wanted = iter([4.0, 1.0, 3.0, 5.0])
     monkeypatch.setattr(loop, "validate", lambda *_: {"validation/loss": next(wanted)})
-    run(tmp_path, keep=1)
-    assert steps_in(tmp_path) == [10, 20]
+    run(tmp_path, keep=1, keep_every=15)
+    assert steps_in(tmp_path) == [10, 15, 20]
     assert checkpoint.Checkpoints(tmp_path / "checkpoints", 1).best() == 10
 
 
@@ -188,6 +188,25 @@ def test_the_export_is_written_while_training_goes_on(tmp_path):
 
 def full(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_previews_that_find_no_memory_end_no_run(tmp_path, capsys):
+    class Large(Regression):
+        reason = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9663676416 bytes."
+
+        def preview(self, weights, folder, step):
+            raise jax.errors.JaxRuntimeError(self.reason)
+
+    run(tmp_path, Large(), steps=10, every_preview=2)
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "training goes on" in line]
+    assert told.startswith("step 2: the device has no memory") and "--every_preview 0" in told
+    assert told.endswith(f"mmgen sample {tmp_path}")
+    assert losses(tmp_path).keys() == set(range(1, 11)) and steps_in(tmp_path) == [5, 10] and exported_step(tmp_path) == 10
+    run(tmp_path, Large(), steps=11)
+    assert "step 11: the device has no memory" in capsys.readouterr().err
+    Large.reason = "INTERNAL: something else"
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        run(tmp_path, Large(), steps=12)
 
 
 def test_exports_that_find_a_full_disk_end_no_run_but_at_its_end(tmp_path, capsys):
@@ -299,6 +318,23 @@ def test_checkpoints_may_have_a_folder_of_their_own(tmp_path, reference):
         run(tmp_path / "run", ema=0.5)
 
 
+def test_a_checkpoint_of_another_model_is_no_damaged_one(tmp_path):
+    class Longer(Regression):
+        def init(self, key):
+            params, extra = super().init(key)
+            return {"dense": params["dense"], "more": jnp.zeros(3)}, extra
+
+    run(tmp_path / "one", steps=5)
+    kept = tmp_path / "one/checkpoints"
+    with pytest.raises(UserError, match=r"/5 holds another model \(params.more is nothing there, \[3\] here\): give this run"):
+        run(tmp_path / "two", Longer(), checkpoints=str(kept))
+    run(tmp_path / "three", Longer(), steps=10)
+    (tmp_path / "three/checkpoints/10").rename(kept / "10")
+    with pytest.raises(UserError, match=r"/10 holds another model \(params.more is \[3\] there, nothing here\)"):
+        run(tmp_path / "one")
+    assert steps_in(tmp_path / "one") == [5, 10]
+
+
 def test_a_bucket_is_named_as_it_is(monkeypatch):
     """pathlib would make gs:/bucket of it, a folder here."""
     asked = []
@@ -309,17 +345,55 @@ def test_a_bucket_is_named_as_it_is(monkeypatch):
     assert [str(folder / "5") for folder in asked] == ["gs://bucket/run/5"]
 
 
-def test_a_bit_that_flips_in_a_large_file_is_noticed(tmp_path):
-    """Small arrays lie in files that have checksums of their own, large ones do not."""
-    state = TrainState(jnp.int32(5), {"kernel": jax.random.normal(jax.random.key(0), (512, 512))}, {}, {}, {})
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+@pytest.fixture
+def saved(tmp_path):
+    """A state at step 5, the checkpoint that it is saved in, and what it looks like: in another type, where one is given."""
+    kernels = {name: jax.random.normal(jax.random.key(i), (512, 512)) for i, name in enumerate("abc")}
+    state = TrainState(jnp.int32(5), kernels, {}, {}, {})
+
+    def like(dtype=None):
+        types = replace(jax.tree.map(lambda x: dtype or x.dtype, state), step=jnp.dtype("int32"))
+        return jax.tree.map(lambda x, dtype: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding), state, types)
+
     with checkpoint.Checkpoints(tmp_path, 1) as checkpoints:
         checkpoints.save(state, {}, None)
         checkpoints.wait()
-        assert (checkpoints.restore(5, like).params["kernel"] == state.params["kernel"]).all()
-        damage(tmp_path / "5", "one bit flipped")
+        yield state, checkpoints, like
+
+
+def test_what_is_read_is_copied_piece_by_piece_into_what_a_step_can_take_over(saved, monkeypatch):
+    state, checkpoints, like = saved
+    read, left, real = [], [], checkpoint._taken_over
+
+    def watched(x, wanted):
+        read.append(x)
+        copy = real(x, wanted)
+        left.append(sum(not x.is_deleted() for x in read))
+        return copy
+
+    monkeypatch.setattr(checkpoint, "_taken_over", watched)
+    restored = checkpoints.restore(5, like())
+    assert len(read) == 4 and not any(left)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    places = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(restored)}
+    after = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)(restored)
+    assert {x.unsafe_buffer_pointer() for x in jax.tree.leaves(after)} == places
+
+
+def test_a_state_can_be_restored_in_another_type(saved):
+    state, checkpoints, like = saved
+    restored = checkpoints.restore(5, like(jnp.dtype("bfloat16")))
+    assert int(restored.step) == 5
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y.astype(jnp.bfloat16)), restored.params, state.params)
+
+
+def test_a_bit_that_flips_in_a_large_file_is_noticed(tmp_path, saved):
+    """Small arrays lie in files that have checksums of their own, large ones do not. In another type it is noticed, too."""
+    _, checkpoints, like = saved
+    damage(tmp_path / "5", "one bit flipped")
+    for dtype in (None, jnp.dtype("bfloat16")):
         with pytest.raises(UserError, match="its numbers are not those that were saved"):
-            checkpoints.restore(5, like)
+            checkpoints.restore(5, like(dtype))
 
 
 def test_nothing_is_moved_where_no_checkpoint_can_be_read(tmp_path):
