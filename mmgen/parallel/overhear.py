@@ -1,6 +1,7 @@
 """What XLA writes to the terminal while it compiles, and nobody is told otherwise."""
 
 import contextlib
+import fcntl
 import os
 import re
 import threading
@@ -13,6 +14,9 @@ def overheard() -> Iterator[list[str]]:
     terminal, where all else goes: what kills the process too."""
     lines, terminal = [], os.dup(2)
     reading, writing = os.pipe()
+    # A writer may hold Python's lock, which the listener waits for: the pipe, which can grow on Linux, must take all it says.
+    with contextlib.suppress(OSError, AttributeError):
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 2**20)
     os.dup2(writing, 2)
     os.close(writing)
     listener = threading.Thread(target=_listen, args=(reading, terminal, lines))
@@ -28,8 +32,9 @@ def _listen(reading: int, terminal: int, lines: list[str]) -> None:
     logged = False
     with open(reading, errors="replace") as heard, open(terminal, "w") as passed:
         for line in heard:
-            if start := re.match(r"([IWEF])\d{4} ", line):  # glog's letters; what follows without one belongs to it
-                logged = start[1] in "WE"
+            # glog's letters, or the signal of a crash; what follows without one belongs to it.
+            if start := re.match(r"([IWEF])\d{4} |\*\*\* ", line):
+                logged = start[1] is not None and start[1] in "WE"
             if logged:
                 lines.append(line)
             else:

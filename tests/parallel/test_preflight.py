@@ -216,10 +216,10 @@ def test_warnings_of_compilers_are_heard_and_the_rest_is_shown(capfd):
     named = f'{copies}, metadata={{op_name="jit(step)/take"}}\n'
     warned = [named, "and more of it\n", f"{copies}\n", f"{copies}\n", "E1121 20:23:02.1 8 b.cc:9] something\n"]
     with overheard() as lines:
-        os.write(2, "".join(["python says\n", *warned, "F1121 20:23:02.2 8 c.cc:9] it dies\n"]).encode())
+        os.write(2, "".join(["python says\n", *warned, "*** SIGSEGV\n", "by 7\n"]).encode())
     os.write(2, b"later\n")
     assert lines == warned and copied(lines) == ["jit(step)/take", "%p = f32[8]"]
-    assert capfd.readouterr().err == "python says\nF1121 20:23:02.2 8 c.cc:9] it dies\nlater\n"
+    assert capfd.readouterr().err == "python says\n*** SIGSEGV\nby 7\nlater\n"
 
 
 @pytest.mark.parametrize("name", ["h900:8", "v5e", "v5e:0x4", "h200:", "cpu:x"])
