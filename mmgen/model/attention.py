@@ -48,11 +48,8 @@ def by_block(
     q: Float[Array, "b s h k"], k: Float[Array, "b s g k"], v: Float[Array, "b s g k"], rule: Rule
 ) -> Float[Array, "b s h k"]:
     """A product for each block of slots: nothing is computed that the rule then hides."""
-    parts = [
-        attend(q[:, start:end], k[:, :end], v[:, :end], jnp.ones((1, 1, end - start, end), bool))
-        for start, end in rule.plan.blocks
-    ]
-    return jnp.concatenate(parts, axis=1)
+    blocks = rule.plan.blocks
+    return jnp.concatenate([attend(q[:, i:end], k[:, :end], v[:, :end], None, causal=False) for i, end in blocks], axis=1)
 
 
 @functools.cache
@@ -61,34 +58,36 @@ def _announce(message: str) -> None:
 
 
 def attend(
-    q: Float[Array, "b s h k"], k: Float[Array, "b z g k"], v: Float[Array, "b z g k"], mask: Bool[Array, "#b 1 s z"] | None
-) -> Float[Array, "b s h k"]:
-    """Softmax(q k / sqrt(K)) v; query heads h share key-value head h // (H / G). `mask` None: causal.
+    q: Float[Array, "b s h k"], k: Float[Array, "b z g k"], v: Float[Array, "b z g k"], mask: Bool[Array, "#b 1 s z"] | None,
+    causal: bool = True,
+) -> Float[Array, "b s h k"]:  # fmt: skip
+    """Softmax(q k / sqrt(K)) v; query heads h share key-value head h // (H / G). `mask` None: `causal`, or all see all.
 
     Where slots are split, each device has the queries of its own slots and gathers keys and values of all.
     """
     q = constrain(q, "batch", "slots", "heads", None)
     k, v = (constrain(x, "batch", None, "kv_heads", None) for x in (k, v))
     if not one_cpu():
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=mask is None)
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal and mask is None)
     # XLA's products on a CPU want heads first: measured 1.3x the speed of the library's layout over a whole training step.
-    mask = jnp.tri(q.shape[1], dtype=bool)[None, None] if mask is None else mask
-    return attend_cached(q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), mask[:, 0])
+    mask = jnp.tri(q.shape[1], dtype=bool)[None, None] if causal and mask is None else mask
+    return attend_cached(q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), None if mask is None else mask[:, 0])
 
 
 def attend_cached(
-    q: Float[Array, "r f h k"], k: Float[Array, "r g z k"], v: Float[Array, "r g z k"], mask: Bool[Array, "#r f z"]
+    q: Float[Array, "r f h k"], k: Float[Array, "r g z k"], v: Float[Array, "r g z k"], mask: Bool[Array, "#r f z"] | None
 ) -> Float[Array, "r f h k"]:
     """The same over a cache laid out [R, G, Z, K], so that the few queries of a step read it in one contiguous sweep.
 
-    Keys that the mask hides may hold anything, values anything finite.
+    Keys that the mask hides may hold anything, values anything finite. `mask` None: nothing is hidden.
     """
     R, F, H, K = q.shape
     G = k.shape[1]
     q = q.reshape(R, F, G, H // G, K).transpose(0, 2, 3, 1, 4).reshape(R, G, H // G * F, K)
     score = jnp.einsum("rgqk,rgzk->rgqz", q, k, preferred_element_type=jnp.float32) * K**-0.5
-    seen = jnp.broadcast_to(mask[:, None, None], (mask.shape[0], 1, H // G, F, mask.shape[-1]))
-    seen = seen.reshape(mask.shape[0], 1, H // G * F, -1)
-    weight = jax.nn.softmax(jnp.where(seen, score, -jnp.inf), axis=-1).astype(v.dtype)
+    if mask is not None:
+        seen = jnp.broadcast_to(mask[:, None, None], (mask.shape[0], 1, H // G, F, mask.shape[-1]))
+        score = jnp.where(seen.reshape(mask.shape[0], 1, H // G * F, -1), score, -jnp.inf)
+    weight = jax.nn.softmax(score, axis=-1).astype(v.dtype)
     out = jnp.einsum("rgqz,rgzk->rgqk", weight, v)
     return out.reshape(R, G, H // G, F, K).transpose(0, 3, 1, 2, 4).reshape(R, F, H, K)

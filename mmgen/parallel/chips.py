@@ -70,6 +70,7 @@ def topology(name: str) -> Topology:
             f"(chips: {', '.join(CHIPS)}, cpu)"
         )
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # of what is read from there nobody is warned
     if kind in TPUS:
         return Topology(name, _tpus(name), CHIPS[kind], exact=True)
     jax.config.update("jax_num_cpu_devices", math.prod(int(size) for size in grid.split("x")))
@@ -84,8 +85,9 @@ def _tpus(name: str) -> tuple:
         )
     # This machine is no TPU: libtpu asks nobody which one it is, and does not complain.
     alone = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost"}
-    silent = {"TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3"}
-    os.environ.update(alone | silent | os.environ)
+    alone |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # nor is there anything that two of them could not share
+    warns = {"TPU_MIN_LOG_LEVEL": "1", "TPU_STDERR_LOG_LEVEL": "1"}  # for `overheard`
+    os.environ.update(alone | warns | os.environ)
     from jax.experimental import topologies
 
     try:

@@ -23,6 +23,7 @@ def forecast(topology: Topology, needs: Needs) -> dict:
         "fits": fits(needs, topology),
         "operations": {"hardware": needs.operations, **_model_operations(needs)},
         "collectives": needs.traffic and {kind: traffic._asdict() for kind, traffic in needs.traffic.items()},
+        "copied": needs.copied,
         "compile_seconds": round(needs.seconds, 1),
     }
     timed = topology.chip is not None and needs.traffic is not None
@@ -70,6 +71,7 @@ def describe(found: dict) -> str:
         lines.append(f"  collectives: {NO_TEXT if found['fits'] else 'not known, for there is no program'}")
     for kind, traffic in (found["collectives"] or {}).items():
         lines.append(f"  {kind:<18}{traffic['received'] / GIB:>10.3f} GiB received by a device, in {traffic['count']}")
+    lines += [f"  copied whole to every device (involuntary full rematerialization): {name}" for name in found["copied"]]
     lines += _describe_time(found["time"]) if "time" in found else []
     return "\n".join([*lines, f"compiled in {found['compile_seconds']} s"])
 

@@ -15,6 +15,7 @@ from mmgen.config import Experiment, GeneratorTask
 from mmgen.parallel import hlo
 from mmgen.parallel.chips import Topology
 from mmgen.parallel.mesh import check_batch, make_mesh, resolve, under
+from mmgen.parallel.overhear import copied, overheard
 from mmgen.parallel.rules import BATCH, bytes_each
 
 
@@ -33,6 +34,7 @@ class Needs:
     formula: tuple[int, int] | None  # the task's count of them for a row of the batch, causal and full
     unit: tuple[str, int]  # what a row of the batch has how many of
     traffic: dict[str, hlo.Traffic] | None  # None where the program does not fit, or cannot be read
+    copied: list[str]  # operations whose results are made whole on every device: XLA knows no other way between two shardings
     seconds: float  # of tracing and compiling
 
     @property
@@ -97,12 +99,13 @@ def compiled(step: Step) -> Needs:
     """Compiles it; where libtpu finds that it does not fit, its needs are those that libtpu names."""
     start = time.perf_counter()
     try:
-        program = under(step.mesh, lambda: step.traced.lower().compile())()
+        with overheard() as warnings:
+            program = under(step.mesh, lambda: step.traced.lower().compile())()
         memory = program.memory_analysis()
         temporaries = memory.temp_size_in_bytes + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
         traffic = _traffic(program)
     except jax.errors.JaxRuntimeError as error:
-        temporaries, traffic = _used(error) - sum(step.parts.values()), None
+        temporaries, traffic = _refused(error, sum(step.parts.values())), None
     return Needs(
         about=step.about,
         mesh=tuple(step.mesh.shape.values()),
@@ -115,6 +118,7 @@ def compiled(step: Step) -> Needs:
         formula=step.formula,
         unit=step.unit,
         traffic=traffic,
+        copied=copied(warnings),
         seconds=time.perf_counter() - start,
     )
 
@@ -126,11 +130,13 @@ def _traffic(program) -> dict[str, hlo.Traffic] | None:
         return None
 
 
-def _used(error: jax.errors.JaxRuntimeError) -> int:
-    """Bytes that a program would take of each device, by libtpu's refusal. Raises other errors again."""
-    if "RESOURCE_EXHAUSTED" not in str(error) or not (match := re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+\w hbm", str(error))):
-        raise error
-    return int(float(match[1]) * 1024 ** (1 + "KMGT".index(match[2])))
+def _refused(error: jax.errors.JaxRuntimeError, held: int) -> int:
+    """Bytes of temporaries that a program would take of each device, which holds `held` besides, by libtpu's refusal: it names
+    both together or, where temporaries alone are too large, these. Raises other errors again."""
+    for told, besides in ((r"Used ([\d.]+)([KMGT]) of [\d.]+\w hbm", held), (r"temporaries \(([\d.]+)([KMGT])\) exceeds", 0)):
+        if "RESOURCE_EXHAUSTED" in str(error) and (match := re.search(told, str(error))):
+            return int(float(match[1]) * 1024 ** (1 + "KMGT".index(match[2]))) - besides
+    raise error
 
 
 def fits(needs: Needs, topology: Topology) -> bool:

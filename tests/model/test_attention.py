@@ -62,6 +62,16 @@ def test_blocks_of_slots_by_themselves(name):
     assert RULES["scales"].plan.blocks == [(0, 1), (1, 5), (5, 14)]
 
 
+def test_blocks_compute_no_more_than_their_products():
+    """Two for each block, and no mask: VAR's operations without those of pairs that its rule hides."""
+    rule = RULES["scales"]
+    q, k, v, _ = inputs(rule, 12)
+    program = jax.make_jaxpr(lambda q, k, v: by_block(q, k, v, rule))(q, k, v)
+    pairs = 1 * 1 + 4 * 5 + 9 * 14
+    assert hlo.operations(program.jaxpr) == 2 * 2 * q.shape[0] * q.shape[2] * 12 * pairs
+    assert "select_n" not in str(program)  # what a mask is
+
+
 def test_other_plans_have_no_blocks():
     """Or too many of them; nor have samples with padding."""
     assert kernels.hindrance("blocks", inputs(RULES["scales"], 8)[0], RULES["scales"]) is None

@@ -10,12 +10,14 @@ import os
 import re
 import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
 
 import jax
+import jax.numpy as jnp
 import mmgen_tokenizers as mt
 import numpy as np
 from jax.sharding import NamedSharding
@@ -30,6 +32,7 @@ from mmgen.config import Data, Experiment, TokenShards
 from mmgen.model.config import BlockConfig, NextNeighbor, NextScale, TokenLayout
 from mmgen.parallel import distributed, hlo, mesh
 from mmgen.parallel.mesh import feed, make_mesh, on_all, on_host, under
+from mmgen.parallel.overhear import copied, overheard
 from mmgen.parallel.rules import bytes_each
 from mmgen.training import loop, tasks
 from mmgen.training.checkpoint import Checkpoints
@@ -197,7 +200,8 @@ def meshes(folder: Path) -> dict:
     made["restored"] = restored(folder)
     RUNNING.clear()
     made |= {"tokenizer": compared(tokenizer(folder), folder, TOKENIZER)}
-    return made | {"lines": {depth: lines(folder, depth) for depth in (12, 48)}, "sums": [sums(folder, n) for n in (2, 5)]}
+    made |= {"lines": {depth: lines(folder, depth) for depth in (12, 48)}, "sums": [sums(folder, n) for n in (2, 5)]}
+    return made | {"heard": heard()}
 
 
 def deep(folder: Path, depth: int, shape: tuple[int, ...]) -> Miniature:
@@ -217,6 +221,17 @@ def sums(folder: Path, depth: int) -> int:
     it = deep(folder, depth, (1, 1, 4, 1))
     forward = under(it.mesh, jax.jit(it.task.validate).lower)(it.like.params, it.like.extra, it.frozen, it.batches[0])
     return hlo.collectives(under(it.mesh, forward.compile)().as_text())["all-reduce"].count
+
+
+def heard() -> list[str]:
+    """Of what XLA warns where an array moves between two shardings that have no axis in common. (The number is another one each
+    time: of what is read from the cache nobody is warned.)"""
+    mesh = make_mesh((1, 2, 2, 1), tuple(jax.devices()))
+    there, back = (NamedSharding(mesh, spec) for spec in (P(None, ("tensor", "fsdp")), P("fsdp", None, "tensor")))
+    x, number = jax.ShapeDtypeStruct((8, 8, 16), jnp.float32, sharding=there), time.time_ns() % 2**24
+    with overheard() as lines:
+        under(mesh, lambda: jax.jit(lambda x: jnp.sin(x) * number, out_shardings=back).lower(x).compile())()
+    return copied(lines)
 
 
 def equal(folder: Path, kind: str) -> dict:

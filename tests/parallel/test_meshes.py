@@ -78,6 +78,10 @@ def test_fsdp_gathers_parameters_one_layer_at_a_time(found):
     assert not found["generator"]["(4, 1, 1, 1)"]["gathers"]
 
 
+def test_what_xla_copies_whole_is_heard(found):
+    assert len(found["heard"]) == 1
+
+
 def test_the_program_does_not_grow_with_depth(found):
     """And so, neither does the time to compile it."""
     assert found["lines"]["12"] == found["lines"]["48"] > 1000

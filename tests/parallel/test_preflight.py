@@ -10,14 +10,17 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
+import jax
 import pytest
 from mmgen_tokenizers.errors import UserError
 
 from mmgen.config import Data, Experiment, GeneratorTask, MeshSizes, TokenShards, overrides
 from mmgen.model.config import GeneratorConfig
 from mmgen.parallel import chips, hlo, preflight, sampling
-from mmgen.parallel.forecast import describe, forecast
+from mmgen.parallel.forecast import NO_TEXT, describe, forecast
+from mmgen.parallel.overhear import copied, overheard
 
 EXPERIMENT = """
 from mmgen.config import Data, Experiment, GeneratorTask, TokenShards
@@ -45,7 +48,7 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("preflight")
     done = command(folder, "--topology", "cpu:4", "--mesh.tensor", "2", "--task.model.remat", "true")
     assert done.returncode == 0, done.stderr
-    return json.loads((folder / "found.json").read_text()) | {"text": done.stdout}
+    return json.loads((folder / "found.json").read_text()) | {"text": done.stdout, "stderr": done.stderr}
 
 
 def test_a_device_holds_its_pieces_of_the_state(found):
@@ -81,6 +84,7 @@ def test_collectives_are_counted_by_kind(found):
 def test_people_read_the_same(found):
     assert "cpu:4: 4 devices, mesh replica 1 x fsdp 2 x tensor 2 x sequence 1\nbatch 8\n" in found["text"]
     assert re.search(r"all-gather +\d\.\d+ GiB received", found["text"]) and "time" not in found
+    assert found["copied"] == [] and not found["stderr"]
 
 
 def test_what_draws_pictures_needs_weights_and_a_cache(tmp_path):
@@ -141,7 +145,7 @@ def made(**fields) -> preflight.Needs:
     """Needs of 1 GiB but for what is given."""
     usual = dict(about={"rows": 64, "accumulate": 1}, mesh=(1, 4, 1, 1), parameters=1, parts={"parameters": 2**29},
                  kept=("activations", 2**28), temporaries=2**29, moved=1, operations=10, formula=None, unit=("pictures", 1),
-                 traffic={}, seconds=1.0)  # fmt: skip
+                 traffic={}, copied=[], seconds=1.0)  # fmt: skip
     return preflight.Needs(**usual | fields)
 
 
@@ -189,6 +193,51 @@ def test_the_time_of_a_step_is_a_roofline():
     assert "MFU" not in describe(forecast(topology, replace(needs, formula=None)))
 
 
+def test_what_is_not_known_is_said():
+    """GPUs are estimated; some compilers do not tell what they made; others say what they could not do well."""
+    topology = chips.Topology("h200:4", (None,) * 4, chips.CHIPS["h200"], exact=False)
+    found = forecast(topology, made(traffic=None, copied=["jit(step)/take"]))
+    text = describe(found)
+    assert not found["exact"] and found["collectives"] is None and "time" not in found
+    assert "an ESTIMATE: compiled by XLA for CPUs" in text and f"collectives: {NO_TEXT}" in text and "MFU" not in text
+    assert "copied whole to every device (involuntary full rematerialization): jit(step)/take" in text
+    known = describe(forecast(replace(topology, exact=True), made()))
+    assert "ESTIMATE" not in known and NO_TEXT not in known and "rematerialization" not in known
+    no_program = describe(forecast(topology, made(traffic=None, temporaries=2**40)))
+    assert NO_TEXT not in no_program and "collectives: not known, for there is no program" in no_program
+
+
+REFUSALS = {  # by libtpu 0.0.42.1; the first counts what a device holds before the step, too
+    "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm. Exceeded by 1.75G.": 17.5 - 2,
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (79.98G) exceeds available "
+    "HBM (15.75G).": 79.98,
+}
+
+
+@pytest.mark.parametrize("text", REFUSALS)
+def test_needs_of_what_libtpu_refuses_are_those_that_it_names(text):
+    found = preflight._refused(jax.errors.JaxRuntimeError(text), held=2 * chips.GIB)
+    assert found == pytest.approx(REFUSALS[text] * chips.GIB)
+
+
+@pytest.mark.parametrize("text", ["RESOURCE_EXHAUSTED: Used 17M of 16M vmem", "INTERNAL: Used 17.50G of 15.75G hbm"])
+def test_other_errors_are_not_taken_for_a_refusal(text):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="17"):
+        preflight._refused(jax.errors.JaxRuntimeError(text), held=0)
+
+
+def test_warnings_of_compilers_are_heard_and_the_rest_is_shown(capfd):
+    """Line by line as libtpu and XLA write to stderr; what is said twice counts once."""
+    copies = "W1121 20:23:02.1 7 a.cc:6] [SPMD] Involuntary full rematerialization. ... for HLO operation %p = f32[8] sine(%x)"
+    named = f'{copies}, metadata={{op_name="jit(step)/take"}}\n'
+    warned = [named, "and more of it\n", f"{copies}\n", f"{copies}\n", "E1121 20:23:02.1 8 b.cc:9] something\n"]
+    with overheard() as lines:
+        os.write(2, "".join(["python says\n", *warned, "*** SIGSEGV\n", "by 7\n"]).encode())
+    os.write(2, b"later\n")
+    assert lines == warned and copied(lines) == ["jit(step)/take", "%p = f32[8]"]
+    assert capfd.readouterr().err == "python says\n*** SIGSEGV\nby 7\nlater\n"
+
+
 @pytest.mark.parametrize("name", ["h900:8", "v5e", "v5e:0x4", "h200:", "cpu:x"])
 def test_topologies_need_a_name_that_is_known(name):
     with pytest.raises(UserError, match="name a chip and a grid, such as v5e:4x4"):
@@ -216,3 +265,18 @@ def test_tpus_scatter_gradients_and_sum_twice_a_layer(tmp_path):
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["exact"] and found["collectives"]["reduce-scatter"]["count"] >= L
     assert found["collectives"]["all-reduce"]["count"] >= 4 * L and 0 < found["time"]["mfu"]["causal"][0] < 1
+    assert found["copied"] == [] and not done.stderr
+
+
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not here (the extra `tpu`)")
+def test_forwards_for_tpus(tmp_path):
+    """Two sums a layer; and splash attention takes the head dims of VAR and LlamaGen (100: of its 3B)."""
+    (tmp_path / "small.py").write_text(EXPERIMENT)
+    wide = "--task.model.block.width 1024 --task.model.block.mlp 2048 --batch 64 --mesh.tensor 2".split()
+    line = [sys.executable, Path(__file__).parent / "tpus.py", "v5e:2x2", tmp_path / "small.py", *wide]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    few, many = found["sums"]
+    assert many - few == 2 * 3 and found["copied"] == []
+    assert found["kernels"] == {"64": True, "100": True, "128": True}

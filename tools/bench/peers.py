@@ -12,7 +12,7 @@ CLASSES = 1000
 @functools.cache
 def llamagen(path: str, size: str, tokens: int, form: str = "eager"):
     """The model and its device, loaded once. `form`: "eager", in float32 on a CPU; "compiled", as its sample_c2i.py does it, in
-    bfloat16."""
+    bfloat16; "trained", with weights in float32, as its train_c2i.py keeps them."""
     import torch
 
     sys.path.insert(0, path)
@@ -23,7 +23,8 @@ def llamagen(path: str, size: str, tokens: int, form: str = "eager"):
     options["class_dropout_prob"] = 0.1  # without any there would be no null class, and no guidance
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = GPT_models[size](vocab_size=16384, block_size=tokens, num_classes=CLASSES, cls_token_num=1, **options)
-    model = model.to(device, torch.float32 if device == "cpu" and form == "eager" else torch.bfloat16)
+    exact = form == "trained" or (device == "cpu" and form == "eager")
+    model = model.to(device, torch.float32 if exact else torch.bfloat16)
     return torch.compile(model, mode="reduce-overhead", fullgraph=True) if form == "compiled" else model, device
 
 
