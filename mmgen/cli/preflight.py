@@ -13,9 +13,12 @@ example:
   mmgen preflight experiments/imagenet256/llamagen_b.py --topology v5e:2x2 --sample 64
 """
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
+
+from mmgen_tokenizers.errors import UserError
 
 from mmgen.cli.parsing import Parser, existing
 
@@ -68,10 +71,11 @@ def _wanted(experiment: "Experiment", topology: "Topology", pictures: int | None
     from mmgen.parallel import preflight, sampling
     from mmgen.training import tasks
 
-    experiment, devices = tasks.settled(experiment, None), len(topology.devices)
+    with contextlib.suppress(UserError):  # its tokenizer need not be there: then the model is what the experiment says
+        experiment = tasks.settled(experiment, None)
     if pictures is None:
         train = lambda flags: preflight.prepared(overrides(experiment, flags), topology)  # noqa: E731
-        return train, preflight.changes(experiment, devices)
+        return train, preflight.changes(experiment, len(topology.devices))
 
     def sample(flags: list[str]) -> preflight.Step:
         own = dict(zip(flags[::2], flags[1::2], strict=True))
