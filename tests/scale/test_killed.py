@@ -1,4 +1,4 @@
-"""Two processes train, one of them is killed at some step: the other says so and ends, and nothing is lost."""
+"""Two processes train, one of them is killed at some step, or hangs: the other says so and ends, and nothing is lost."""
 
 import os
 import random
@@ -24,6 +24,7 @@ STEPS, ROUNDS = 20, int(os.environ.get("MMGEN_ROUNDS", "10"))
 
 def train(*place: str) -> None:
     """In this folder, as one of several processes or as the only one."""
+    signal.signal(signal.SIGUSR1, lambda *_: time.sleep(1000))  # what a disk that does not answer does to the main thread
     if place:
         distributed.initialize(place[0], *map(int, place[1:]), timeout=60)
     mmgen.train(generator(Path(), steps=STEPS, every_checkpoint=3), "run")
@@ -61,28 +62,51 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("round", range(ROUNDS))
-def test_nothing_is_lost_with_a_process_that_is_killed(undisturbed, tmp_path, round):
-    folder, victim, at = tmp_path / "two", round % 2, random.Random(round).randrange(1, STEPS - 1)
-    shutil.copytree(undisturbed / "shards", folder / "shards")
+def struck(folder: Path, victim: int, at: int, number: signal.Signals) -> tuple[str, list[subprocess.Popen]]:
+    """One of two processes gets a signal at that step. What the other says of it within a minute, and both."""
     processes = started(folder, 2)
     deadline = time.monotonic() + 200
     while max(losses(folder), default=0) < at and time.monotonic() < deadline:
         assert processes[victim].poll() is None, processes[victim].communicate()[1][-3000:]
         time.sleep(0.01)
-    processes[victim].send_signal(signal.SIGKILL)
-    killed = time.monotonic()
+    processes[victim].send_signal(number)
+    sent = time.monotonic()
     told = processes[1 - victim].communicate(timeout=60)[1]
     code = processes[1 - victim].returncode
     assert code == 75, (victim, at, code, told[-3000:])
+    print(f"process {victim} got {number.name} at step {at}: the other ended after {time.monotonic() - sent:.1f} s")
+    return told, processes
+
+
+@pytest.mark.parametrize("round", range(ROUNDS))
+def test_nothing_is_lost_with_a_process_that_is_killed(undisturbed, tmp_path, round):
+    folder, victim, at = tmp_path / "two", round % 2, random.Random(round).randrange(1, STEPS - 1)
+    shutil.copytree(undisturbed / "shards", folder / "shards")
+    told, _ = struck(folder, victim, at, signal.SIGKILL)
     assert f"error: process {victim} (" in told and "is gone; start all processes again" in told
-    print(f"process {victim} killed at step {at}: the other ended after {time.monotonic() - killed:.1f} s")
 
     shutil.copytree(folder, tmp_path / "one")
     finished(started(folder, 2))
     assert losses(folder) == losses(undisturbed)
     finished(started(tmp_path / "one", 1))
     assert losses(tmp_path / "one") == pytest.approx(losses(undisturbed), rel=1e-5)
+
+
+HANGS = {signal.SIGSTOP: "has given no sign of life for 30 s", signal.SIGUSR1: "has not gone on for 10 s, and the others wait"}
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("number", HANGS, ids=["machine", "training"])
+def test_who_hangs_is_named(undisturbed, tmp_path, number, victim, monkeypatch):
+    """A machine that stands still, or only the main thread of a process."""
+    shutil.copytree(undisturbed / "shards", tmp_path / "shards")
+    monkeypatch.setenv("MMGEN_STUCK", "10")
+    told, processes = struck(tmp_path, victim, 6, number)
+    assert f"error: process {victim} (" in told and HANGS[number] in told
+    if number == signal.SIGSTOP:
+        processes[victim].kill()  # a stopped process reads no message
+    code = processes[victim].wait(60)
+    assert code == (-signal.SIGKILL if number == signal.SIGSTOP else 75)
 
 
 if __name__ == "__main__":
