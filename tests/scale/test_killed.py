@@ -97,10 +97,11 @@ HANGS = {signal.SIGSTOP: "has given no sign of life for 30 s", signal.SIGUSR1: "
 
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("number", HANGS, ids=["machine", "training"])
-def test_who_hangs_is_named(undisturbed, tmp_path, number, victim, monkeypatch):
+def test_who_hangs_is_named(tmp_path, number, victim, monkeypatch):
     """A machine that stands still, or only the main thread of a process."""
-    shutil.copytree(undisturbed / "shards", tmp_path / "shards")
-    monkeypatch.setenv("MMGEN_STUCK", "10")
+    generator(tmp_path)  # its data
+    if number == signal.SIGUSR1:
+        monkeypatch.setenv("MMGEN_STUCK", "10")
     told, processes = struck(tmp_path, victim, 6, number)
     assert f"error: process {victim} (" in told and HANGS[number] in told
     if number == signal.SIGSTOP:
