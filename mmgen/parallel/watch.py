@@ -99,7 +99,7 @@ class Watch:
             peer.connection.close()
 
     def goes_on(self) -> None:
-        """The main thread has done all that it does alone until the next step, or piece of validation."""
+        """The main thread has done what it does alone before a step, a piece of validation or a checkpoint."""
         self._work.reaches(self._work.count + 1)
 
     def _run(self) -> None:

@@ -223,6 +223,7 @@ class Run:
         for wait in (self.checkpoints.wait, self.exports.wait):
             with self.outlives_full_disk():
                 wait()
+        self.watch.goes_on()
         with nullcontext() if final else self.outlives_full_disk():
             self.checkpoints.save(self.state, to_json(self.experiment), validation_loss)
             self.exports.start(weights, done)
