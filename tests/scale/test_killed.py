@@ -1,4 +1,5 @@
-"""Two processes train, one of them is killed at some step, or hangs: the other says so and ends, and nothing is lost."""
+"""Two processes train, one of them is killed at some step, hangs, or has nothing to train: the other says so and ends, and
+nothing is lost."""
 
 import itertools
 import os
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.extend(str(Path(__file__).parent.parent / name) for name in ("parallel", "training"))
@@ -17,6 +19,7 @@ import pytest
 from miniatures import generator
 
 import mmgen
+from mmgen import config
 from mmgen.parallel import distributed
 from mmgen.training import loop
 from mmgen.training.metrics import read_metrics
@@ -117,6 +120,18 @@ def test_who_hangs_is_named(tmp_path, number, victim, monkeypatch):
     if number:
         processes[victim].kill()  # a stopped process reads no message
     assert processes[victim].wait(60) == (-signal.SIGKILL if number else 75)
+
+
+def test_a_mistake_while_loading_ends_the_other_too(tmp_path):
+    """Only the first process looks at what the run folder holds; the other waits for it."""
+    other = replace(generator(tmp_path), seed=7)
+    (tmp_path / "run/checkpoints/3").mkdir(parents=True)
+    config.save(other, tmp_path / "run/experiment.json")
+    first, second = started(tmp_path, 2)
+    told = second.communicate(timeout=90)[1]
+    assert second.returncode == 2, told[-3000:]
+    assert "error: process 0 (" in told and "holds a run of another experiment (different: seed)" in told
+    assert first.wait(60) == 1  # the UserError itself: there is no command around it
 
 
 if __name__ == "__main__":
