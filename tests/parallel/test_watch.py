@@ -34,6 +34,7 @@ def ends(monkeypatch):
         raise Ended
 
     monkeypatch.setattr(watch.os, "_exit", end)
+    monkeypatch.setattr(watch, "atexit", types.SimpleNamespace(register=lambda *about: None))
     monkeypatch.setattr(threading, "excepthook", lambda about: None)
     return codes
 
@@ -211,6 +212,20 @@ def test_a_mistake_is_waited_for(watching, clock, ends, monkeypatch, capfd):
     first.say("gone 2 process 1 ended: no such folder")
     made._thread.join(LONG)
     assert ends == [2] and "error: process 1 ended: no such folder;" in capfd.readouterr().err
+
+
+def test_who_ends_by_a_mistake_says_so_by_its_exit_code(watching, ends, monkeypatch):
+    """When the others are gone, for whom JAX would wait."""
+    last = []
+    monkeypatch.setattr(watch, "atexit", types.SimpleNamespace(register=lambda *about: last.extend(about)))
+    made, (first,) = watching(1)
+    made.__exit__(UserError, UserError("no such folder"), None)
+    assert "gone 2 process 0" in said(first)[0] and not ends
+    leave, code = last
+    first.connection.close()
+    with pytest.raises(Ended):
+        leave(code)
+    assert ends == [2]
 
 
 def test_an_error_waits_for_the_word_of_the_others(watching, ends, monkeypatch):
