@@ -1,5 +1,6 @@
-"""Several processes that notice when one of them is gone: it died, or its machine hangs."""
+"""Several processes that notice when one of them is gone: it died, its machine hangs, or only its training does."""
 
+import atexit
 import os
 import selectors
 import socket
@@ -15,22 +16,38 @@ from mmgen.parallel.distributed import all_say, first_process
 
 BEAT = 5  # seconds between two signs of life
 PATIENCE = 30  # seconds without one after which a process counts as gone
+STUCK = int(os.environ.get("MMGEN_STUCK", "600"))  # seconds that the others wait for one whose machine works
 GRACE = 5  # seconds for a mistake that all processes notice by themselves, such as a loss that is not finite
 AGAIN = "start all processes again, and training continues from the last checkpoint"
 LOST, MISTAKE = 75, 2  # exit codes: EX_TEMPFAIL; as for any UserError
 
 
+class Work:
+    """How often the main thread of a process has gone on: all do so equally often, or wait for those that have not yet."""
+
+    def __init__(self, name: str):
+        self.name, self.count, self.moved = name, 0, time.monotonic()
+        self.level = self.moved  # when nobody was known to be further
+
+    def reaches(self, count: int) -> None:
+        if count != self.count:
+            self.moved = time.monotonic()  # before the count: another thread reads them
+            self.count = count
+
+
 class Peer:
-    """Another process, at the other end of a connection. Lines pass over it: empty ones are signs of life."""
+    """Another process, at the other end of a connection. Lines pass over it: those like "at 7" are signs of life, and tell of
+    its work."""
 
     def __init__(self, connection: socket.socket, name: str):
         self.connection, self.name, self.heard, self._rest = connection, name, time.monotonic(), b""
         self.left = False  # it said goodbye
+        self.work = Work(name)
 
     def fileno(self) -> int:
         return self.connection.fileno()
 
-    def say(self, line: str = "") -> None:
+    def say(self, line: str) -> None:
         try:
             self.connection.sendall(line.encode() + b"\n")
         except OSError:
@@ -48,15 +65,16 @@ class Peer:
 
 
 class Watch:
-    """Within `with Watch():` of every process, each ends with a word about it when another is gone. Without it those that are
-    left would wait in the next collective, for ever where a machine hangs.
+    """Within `with Watch() as watch:` of every process, each ends with a word about it when another is gone. Without it those
+    that are left would wait in the next collective, for ever where a machine hangs.
 
-    All have a connection to the first process; that one tells the others. A process whose machine works and whose training
-    does not go on gives signs of life.
+    All have a connection to the first process; that one tells the others. The main thread calls `watch.goes_on()` before it
+    waits for the others: who is behind then is known, though its machine gives signs of life.
     """
 
     def __init__(self):
         self._peers: list[Peer] = []
+        self._work = Work(_own_name())
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
 
@@ -76,10 +94,28 @@ class Watch:
             self._thread.join(PATIENCE + 2 * BEAT)  # it may be that another is gone: then this process ends here
         self._over.set()
         self._thread.join()
-        farewell = "bye" if error is None or isinstance(error, SystemExit) else _last_words(error)
+        well = error is None or isinstance(error, SystemExit)
         for peer in self._peers:
-            peer.say(farewell)
-            peer.connection.close()
+            peer.say("bye" if well else _last_words(error))
+            if well:
+                peer.connection.close()
+        if not well:
+            atexit.register(self._leave, MISTAKE if isinstance(error, UserError) else 1)
+
+    def _leave(self, code: int) -> None:
+        """Ends this process after its last word: JAX's own end would wait minutes for those that are gone. The first process
+        leaves last, since JAX aborts the others where it is gone."""
+        sys.stdout.flush()
+        deadline = time.monotonic() + 2 * GRACE
+        for peer in self._peers if first_process() else ():
+            peer.connection.settimeout(max(deadline - time.monotonic(), 0.1))
+            while peer.lines() is not None:
+                pass
+        os._exit(code)
+
+    def goes_on(self) -> None:
+        """The main thread has done what it does alone before a step, a piece of validation or a checkpoint."""
+        self._work.reaches(self._work.count + 1)
 
     def _run(self) -> None:
         try:
@@ -97,12 +133,14 @@ class Watch:
             if time.monotonic() > beat:
                 beat = time.monotonic() + BEAT
                 for peer in self._peers:
-                    peer.say()
+                    peer.say(f"at {self._work.count}")
             for key, _ in selector.select(0.2):
                 self._read(key.fileobj)
             for peer in self._peers:
                 if time.monotonic() - peer.heard > PATIENCE:
                     self._end(peer, LOST, f"{peer.name} has given no sign of life for {PATIENCE} s: it hangs, or is cut off")
+            if first_process():
+                self._look_at_work()
             for peer in [peer for peer in self._peers if peer.left]:
                 selector.unregister(peer)
                 self._peers.remove(peer)
@@ -113,11 +151,30 @@ class Watch:
             self._end(peer, LOST, f"{peer.name} is gone")
         for line in lines or ():
             word, _, rest = line.partition(" ")
-            if word == "bye":
+            if word == "at":
+                peer.work.reaches(int(rest))
+            elif word == "bye":
                 peer.left = True
             elif word == "gone":
                 code, _, reason = rest.partition(" ")
                 self._end(peer, int(code), reason)
+
+    def _look_at_work(self) -> None:
+        """Ends all where one is behind for long; or where none goes on for very long, since what hangs may be a device.
+
+        Only from the second step on: until then one may load or compile what others have at hand.
+        """
+        works = [self._work, *(peer.work for peer in self._peers)]
+        now, furthest, last = time.monotonic(), max(work.count for work in works), min(works, key=lambda work: work.count)
+        for work in works:
+            if work.count == furthest:
+                work.level = now
+        if last.count < 2:
+            return
+        if now - max(last.moved, last.level) > STUCK:
+            self._end(None, LOST, f"{last.name} has not gone on for {STUCK} s, and the others wait for it: it hangs")
+        if now - max(work.moved for work in works) > 6 * STUCK:
+            self._end(None, LOST, f"no process has gone on for {6 * STUCK} s: one hangs, and they cannot tell which")
 
     def _end(self, by: Peer | None, code: int, reason: str) -> None:
         for peer in self._peers:

@@ -61,7 +61,7 @@ def train(experiment: Experiment, out: str | Path | None = None, profile: tuple[
     use_compilation_cache()
     kind = type(experiment.task).__name__.removesuffix("Task").lower()
     folder = Path(out if out is not None else f"runs/{kind}").absolute()
-    with ExitStack() as stack:
+    with Watch() as watch, ExitStack() as stack:
         with in_turn():
             experiment = tasks.settled(experiment, folder)
             if first_process():
@@ -69,7 +69,7 @@ def train(experiment: Experiment, out: str | Path | None = None, profile: tuple[
                 claim(folder, experiment)
             task = tasks.make(experiment, folder)
             task.check()
-        return fit(experiment, task, folder, task.training_batches, task.validation_batches, profile)
+        return fit(experiment, task, folder, task.training_batches, task.validation_batches, profile, watch)
 
 
 def claim(folder: Path, experiment: Experiment) -> None:
@@ -119,11 +119,12 @@ def fit(
     training_batches: Callable[[int], Iterator[dict]],
     validation_batches: Callable[[], Iterable[dict]] | None = None,
     profile: tuple[int, int] | None = None,
+    watch: Watch | None = None,
 ) -> Result:
     """The loop itself. `training_batches(k)` gives the batches k, k + 1, ...; what a task is stands in tasks.py."""
-    run = Run(experiment, task, folder, profile)
+    run = Run(experiment, task, folder, profile, watch or Watch())
     start, steps = run.start, experiment.steps
-    with Watch(), full_disk(folder), run.stop, run.report, run.checkpoints, run.exports, run.trace:
+    with full_disk(folder), run.stop, run.report, run.checkpoints, run.exports, run.trace:
         run.introduce()
         batches = training_batches(start) if start < steps else ()
         for done, batch in zip(range(start + 1, steps + 1), run.clock.waits("data", batches), strict=False):
@@ -145,8 +146,8 @@ def fit(
 class Run:
     """What a run has at hand: its state and compiled steps, and all that writes."""
 
-    def __init__(self, experiment: Experiment, task, folder: Path, profile: tuple[int, int] | None):
-        self.experiment, self.task, self.folder, self.clock = experiment, task, folder, Clock()
+    def __init__(self, experiment: Experiment, task, folder: Path, profile: tuple[int, int] | None, watch: Watch):
+        self.experiment, self.task, self.folder, self.watch, self.clock = experiment, task, folder, watch, Clock()
         optimizer, self.mesh = task.optimizer(experiment), mesh_of(experiment)
         self.checkpoints = open_checkpoints(folder, experiment)
         self.state = starting_state(experiment, task, optimizer, self.checkpoints, self.mesh)
@@ -177,7 +178,7 @@ class Run:
             self.trace.start()
             self.report.pace.rest()
         with jax.profiler.StepTraceAnnotation("train", step_num=done):
-            self.state, metrics = self.train_step(self.state, self.frozen, feed(self.mesh, self.task.prepare(batch)))
+            self.state, metrics = self.train_step(self.state, self.frozen, self.fed(batch))
         if done == self.start + 1:
             self.clock.began()
         self.in_flight.append((done, metrics, self.stop.tell()))
@@ -186,6 +187,12 @@ class Run:
         if ends:
             self.trace.stop()
             self.report.pace.rest()
+
+    def fed(self, batch: dict) -> dict:
+        """The batch on the devices. What comes next, all processes do together."""
+        placed = feed(self.mesh, self.task.prepare(batch))
+        self.watch.goes_on()
+        return placed
 
     def settle(self, ahead: int) -> None:
         """Reads the figures of all steps but the last `ahead` of those that were dispatched."""
@@ -234,6 +241,7 @@ class Run:
         for wait in (self.checkpoints.wait, self.exports.wait):
             with self.outlives_full_disk():
                 wait()
+        self.watch.goes_on()
         with nullcontext() if final else self.outlives_full_disk():
             self.checkpoints.save(self.state, to_json(self.experiment), validation_loss)
             self.exports.start(weights, done)
@@ -254,9 +262,8 @@ class Run:
 
     def validated(self, done: int, weights: Tree, batches: Iterable[dict]) -> dict[str, float]:
         """Figures of the held-out data, written down."""
-        inputs = (feed(self.mesh, self.task.prepare(batch)) for batch in batches)
         with self.clock.spend("validation"):
-            figures = validate(self.validation_step, weights, self.state.extra, self.frozen, inputs)
+            figures = validate(self.validation_step, weights, self.state.extra, self.frozen, map(self.fed, batches))
         self.report.write(done, figures)
         return figures
 

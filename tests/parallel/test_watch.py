@@ -4,6 +4,7 @@ Time is a number that the tests move. What they wait for in earnest is what anot
 """
 
 import fcntl
+import re
 import resource
 import socket
 import threading
@@ -33,6 +34,7 @@ def ends(monkeypatch):
         raise Ended
 
     monkeypatch.setattr(watch.os, "_exit", end)
+    monkeypatch.setattr(watch, "atexit", types.SimpleNamespace(register=lambda *about: None))
     monkeypatch.setattr(threading, "excepthook", lambda about: None)
     return codes
 
@@ -63,7 +65,7 @@ def watching(ends, clock):
         begun.append(made)
         clock.now += wait
         made._thread.start()
-        assert all(other.connection.recv(1) == b"\n" for other in others)  # a sign of life: it watches
+        assert all(other.lines() == ["at 0"] for other in others)  # a sign of life: it watches
         return made, others
 
     yield begin
@@ -76,7 +78,7 @@ def said(peer: Peer) -> list[str]:
     """All that came before the end, without signs of life."""
     found = []
     while (lines := peer.lines()) is not None:
-        found += filter(None, lines)
+        found += (line for line in lines if not line.startswith("at "))
         if found:
             break
     return found
@@ -111,7 +113,54 @@ def test_silence_counts_from_when_watching_begins(watching, clock, ends):
     """Not from the greeting: the others of a large job are greeted after it."""
     made, (first,) = watching(1, wait=watch.PATIENCE + 1)
     clock.now += watch.BEAT + 1
-    assert first.connection.recv(1) == b"\n"  # another sign of life: it has looked for silence in between
+    assert first.lines() == ["at 0"]  # another sign of life: it has looked for silence in between
+    made.__exit__(None, None, None)
+    assert not ends
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "seconds", "told"),
+    [
+        (5, 4, 100, r"process 1 has not gone on for 100 s, and the others wait for it"),
+        (4, 5, 100, r"process 0 \(.*\) has not gone on for 100 s, and the others wait for it"),
+        (5, 5, 600, r"no process has gone on for 600 s: one hangs"),  # as where a device does
+    ],
+)
+def test_whose_training_hangs_is_named(watching, clock, ends, monkeypatch, capfd, mine, theirs, seconds, told):
+    """Though its machine gives signs of life. Time counts from when another is further: what all do together may be long."""
+    monkeypatch.setattr(watch, "STUCK", 100)
+    monkeypatch.setattr(watch, "PATIENCE", 10**6)
+    made, (first,) = watching(1)
+    peer = made._peers[0]
+    for count in (1, 2, 3):
+        made.goes_on()
+        tells(first, peer, f"at {count}", clock)
+    clock.now += 400
+    tells(first, peer, "at 3", clock)
+    for _ in range(mine - 3):
+        made.goes_on()
+    tells(first, peer, f"at {theirs}", clock)
+    clock.now += seconds - 70
+    for _ in range(2):  # the second is heard by one who has thought about the first
+        tells(first, peer, f"at {theirs}", clock)
+    assert not ends
+    clock.now += 80
+    made._thread.join(LONG)
+    assert ends == [75] and re.search(f"error: {told}", capfd.readouterr().err)
+
+
+def test_who_is_slow_does_not_hang(watching, clock, ends, monkeypatch):
+    """And before their second step processes load and compile for as long as they need."""
+    monkeypatch.setattr(watch, "STUCK", 10)
+    made, (first,) = watching(1)
+    peer = made._peers[0]
+    for _ in range(9):
+        made.goes_on()
+    for count in (0, 1, 1, 1, 1, 1):  # two minutes: twice the time after which nothing may stand still, too
+        tells(first, peer, f"at {count}", clock)
+    monkeypatch.setattr(watch, "STUCK", 30)
+    for count in (2, 3, 4, 5):
+        tells(first, peer, f"at {count}", clock)
     made.__exit__(None, None, None)
     assert not ends
 
@@ -163,6 +212,20 @@ def test_a_mistake_is_waited_for(watching, clock, ends, monkeypatch, capfd):
     first.say("gone 2 process 1 ended: no such folder")
     made._thread.join(LONG)
     assert ends == [2] and "error: process 1 ended: no such folder;" in capfd.readouterr().err
+
+
+def test_who_ends_by_a_mistake_says_so_by_its_exit_code(watching, ends, monkeypatch):
+    """When the others are gone, for whom JAX would wait."""
+    last = []
+    monkeypatch.setattr(watch, "atexit", types.SimpleNamespace(register=lambda *about: last.extend(about)))
+    made, (first,) = watching(1)
+    made.__exit__(UserError, UserError("no such folder"), None)
+    assert "gone 2 process 0" in said(first)[0] and not ends
+    leave, code = last
+    first.connection.close()
+    with pytest.raises(Ended):
+        leave(code)
+    assert ends == [2]
 
 
 def test_an_error_waits_for_the_word_of_the_others(watching, ends, monkeypatch):

@@ -30,12 +30,40 @@ def test_slurm_queues_itself_again(told):
     assert subprocess.run(["bash", "-n"], input=job, text=True).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("code", "restarts", "again"), [(143, 0, True), (75, 0, True), (137, 99, True), (137, 100, False), (2, 0, False)]
+)
+def test_slurm_queues_again_what_lost_a_process(told, tmp_path, code, restarts, again):
+    """`srun` ends with the largest code of the processes."""
+    job = told("slurm.sh", "--dry-run", *GIVEN["slurm.sh"]).stdout.split("<<'JOB'\n")[1].removesuffix("JOB\n")
+    commands(tmp_path, srun=f"exit {code}", scontrol=f"echo $* > {tmp_path}/log")
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
+    assert subprocess.run(["bash"], input=job, text=True, env=environment, timeout=20).returncode == code
+    assert (tmp_path / "log").exists() == again and (not again or (tmp_path / "log").read_text() == "requeue 7\n")
+
+
+def commands(folder, **scripts: str) -> None:
+    """Commands that do what they are said to."""
+    for name, script in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+
+
 def test_gke_starts_a_pod_a_host_and_again_after_a_preemption(told):
     text = told("gke.sh", "--dry-run", *GIVEN["gke.sh"]).stdout
     assert text.startswith("kubectl apply -f - <<'MANIFEST'\n")
-    assert "parallelism: 16\n" in text and "completions: 16\n" in text and "maxRestarts: 100\n" in text
+    assert "parallelism: 16\n" in text and "completions: 16\n" in text and "maxRestarts: 100," in text
     (container,) = pod_of(text)["containers"]
     assert container["command"] == ["mmgen", "train", *TRAIN, "--out", "/data/mine"]
+
+
+def test_gke_tells_processes_on_gpus_of_each_other(told):
+    """JAX finds out by itself on TPUs only."""
+    text = told("gke.sh", "--dry-run", "mine", "nvidia-h200-141gb", "4", "registry/mmgen:1", "/data/mine", *TRAIN).stdout
+    (container,) = pod_of(text)["containers"]
+    assert "parallelism: 4\n" in text and container["resources"] == {"limits": {"nvidia.com/gpu": 8}}
+    place = ["--coordinator", "mine-slice-0-0.mine:8476", "--processes", "4", "--process", "$(JOB_COMPLETION_INDEX)"]
+    assert container["command"] == ["mmgen", "train", *TRAIN, "--out", "/data/mine", *place]
 
 
 def pod_of(told: str) -> dict:
@@ -61,27 +89,41 @@ def test_tpu_vms_are_asked_for_and_given_back(told):
 
 @pytest.fixture
 def cloud(tmp_path, monkeypatch):
-    """A gcloud that takes the first slice away while it trains."""
-    log = tmp_path / "log"
-    (tmp_path / "gcloud").write_text(
-        f"""#!/bin/sh
+    """`cloud("SUSPENDED 137", "ACTIVE 0")`: a gcloud whose slice is then that, after training ended with that code. Gives the
+    file that gets what was asked for."""
+
+    def begin(*ends: str):
+        log, told = tmp_path / "log", "\n".join(ends)
+        end = f"echo '{told}' | sed -n \"$(grep -c ssh {log})p\""
+        commands(
+            tmp_path,
+            sleep="",
+            gcloud=f"""
 [ "$4" = describe ] || echo "$4 $5" >> {log}
 case "$4" in
-describe) if [ "$(tail -1 {log})" = "ssh mine" ]; then echo SUSPENDED; else echo ACTIVE; fi ;;
-ssh) [ "$(grep -c ssh {log})" = 2 ] ;;
-esac
-"""
-    )
-    (tmp_path / "gcloud").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    return log
+describe) if [ "$(tail -1 {log})" = "ssh mine" ]; then {end} | cut -d" " -f1; else echo ACTIVE; fi ;;
+ssh) exit "$({end} | cut -d" " -f2)" ;;
+esac""",
+        )
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+        return log
+
+    return begin
 
 
 def test_a_preempted_slice_is_asked_for_anew(told, cloud):
+    log = cloud("SUSPENDED 137", "ACTIVE 255", "ACTIVE 0")
     done = told("tpu_vm.sh", *GIVEN["tpu_vm.sh"])
     assert done.returncode == 0, done.stderr
-    assert cloud.read_text().splitlines() == ["create mine", "ssh mine", "delete mine"] * 2
+    assert log.read_text().splitlines() == ["create mine", "ssh mine", "delete mine"] * 3
     assert "the slice is SUSPENDED: asking for another" in done.stderr
+
+
+def test_a_lost_process_is_started_again_on_its_slice(told, cloud):
+    log = cloud("ACTIVE 75", "ACTIVE 137", "ACTIVE 2")
+    done = told("tpu_vm.sh", *GIVEN["tpu_vm.sh"])
+    assert done.returncode == 2 and "training ended with exit code 2" in done.stderr
+    assert log.read_text().splitlines() == ["create mine", *["ssh mine"] * 3, "delete mine"]
 
 
 @pytest.mark.parametrize("name", GIVEN)

@@ -408,15 +408,18 @@ def test_sigterm_saves_and_exits(tmp_path, reference):
     def interrupted(start):
         for index, batch in enumerate(batches(start), start):
             if index == 8:
+                sent.append(time.monotonic())
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    chosen = experiment(ema=0.5)
+    chosen, sent = experiment(ema=0.5), []
     loop.claim(tmp_path, chosen)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stopped:
         loop.fit(chosen, Regression(), tmp_path, interrupted, validation)
     assert stopped.value.code == 143 and steps_in(tmp_path)[-1] == 9
+    assert time.monotonic() - sent[0] < 15  # the least that preempted machines are given
+    assert [entry["step"] for entry in read_metrics(tmp_path) if "validation/loss" in entry] == [5]  # no time for it at step 9
     assert signal.getsignal(signal.SIGTERM) is before
     run(tmp_path, ema=0.5)
     assert losses(tmp_path) == losses(reference.folder)

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Trains an experiment on nodes of a SLURM cluster, one process a GPU; preempted or out of time, it queues itself again and
-# continues from its last checkpoint.
+# Trains an experiment on nodes of a SLURM cluster, one process a GPU; preempted, out of time or with a process lost, it queues
+# itself again and continues from its last checkpoint.
 #
 #   tools/launch/slurm.sh [--dry-run] NODES RUN EXPERIMENT.py [mmgen train's own arguments]
 #
 # RUN lies on a disk that all nodes see. From the environment: GPUS a node (8), TIME (24:00:00), GRACE seconds to save in before
-# the time is over (300), SBATCH_ARGS (partition, account ...), SETUP, a command before mmgen (". .venv/bin/activate").
+# the time is over (300), RESTARTS (100), SBATCH_ARGS (partition, account ...), SETUP, a command before mmgen (". env/start").
 set -euo pipefail
 
 dry=no
@@ -32,10 +32,11 @@ job="#!/usr/bin/env bash
 #SBATCH --open-mode=append
 #SBATCH --output=$run/slurm-%j.log
 ${SETUP:-}
-# SLURM sends SIGTERM to the processes, they save and end with 143; what was preempted it queues again by itself.
+# After SIGTERM processes save and end with 143; where one is killed (137, or another above 128) the others end with 75; by a
+# mistake of the user's all end with 2. What was preempted SLURM queues again by itself.
 code=0
 srun $train || code=\$?
-if ((code == 143)); then
+if ((code == 75 || code > 128)) && ((\${SLURM_RESTART_COUNT:-0} < ${RESTARTS:-100})); then
     scontrol requeue \"\$SLURM_JOB_ID\"
 fi
 exit \$code"

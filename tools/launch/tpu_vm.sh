@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Trains an experiment on a TPU slice by a queued resource; a preempted slice is asked for anew, and training continues from its
-# last checkpoint. Runs here until training is over, then gives the slice back.
+# Trains an experiment on a TPU slice by a queued resource: a preempted one is asked for anew, a lost process is started again,
+# and training goes on from its last checkpoint. Runs here until training is over, then gives the slice back.
 #
 #   tools/launch/tpu_vm.sh [--dry-run] NAME TYPE ZONE RUN EXPERIMENT.py [mmgen train's own arguments]
 #   tools/launch/tpu_vm.sh mine v5p-128 us-east5-a /mnt/data/runs/mine experiments/imagenet256/llamagen_3b.py
 #
 # RUN lies on a disk that all hosts see. From the environment: VERSION of the runtime (v2-alpha-tpuv5), SPOT (--spot; empty: on
-# demand), SETUP, run on each host before (mount the disk, install mmgen[tpu], cd).
+# demand), RESTARTS on one slice (100), SETUP, run on each host before (mount the disk, install mmgen[tpu], cd).
 set -euo pipefail
 
 dry=no
@@ -38,9 +38,15 @@ while true; do
         queued describe "$name" >&2
         exit 1
     fi
-    code=0
-    run gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" --worker all --command "${SETUP:-true} && $train" || code=$?
-    left=$(state)
+    for ((start = 0; start <= ${RESTARTS:-100}; start++)); do
+        code=0
+        run gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" --worker all --command "${SETUP:-true} && $train" || code=$?
+        ((code == 0)) || sleep 30 # until it is known that the slice was taken away
+        left=$(state)
+        # A process was killed (above 128) and the others ended (75); 255: ssh was cut off, and they may train on.
+        if [[ $left != ACTIVE ]] || ((code != 75 && code <= 128 || code == 255)); then break; fi
+        echo "a process was lost (exit code $code): starting all again" >&2
+    done
     queued delete "$name" --force --quiet
     if ((code == 0)); then exit; fi
     if [[ $left == ACTIVE && $code != 255 ]]; then # the slice is there, and ssh was not cut off: the mistake is ours
