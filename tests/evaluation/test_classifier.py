@@ -110,7 +110,7 @@ def run(tmp_path, monkeypatch, trained):
 
     model = SimpleNamespace(
         config=SimpleNamespace(condition=ClassCondition(3)), tokenizer=SimpleNamespace(config=SimpleNamespace(image_size=16)),
-        sampling=Sampling(), generate=generate, dtype=np.float32, null_label=3, labels=CLASSES,
+        sampling=Sampling(), generate=generate, rows_at_once=60, dtype=np.float32, null_label=3, labels=CLASSES,
     )  # fmt: skip
     monkeypatch.setattr(recognition, "load", lambda *_: model)
     monkeypatch.setattr(recognition, "step_of", lambda _: 7)

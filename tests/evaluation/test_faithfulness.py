@@ -108,7 +108,9 @@ def drawing(monkeypatch, **how) -> list[int]:
 
     config = SimpleNamespace(condition=TextCondition())
     tokenizer = SimpleNamespace(config=SimpleNamespace(image_size=100))
-    made = SimpleNamespace(config=config, tokenizer=tokenizer, sampling=Sampling(), generate=generate, dtype=np.float32)
+    made = SimpleNamespace(
+        config=config, tokenizer=tokenizer, sampling=Sampling(), generate=generate, rows_at_once=1, dtype=np.float32
+    )
     monkeypatch.setattr(faithfulness, "step_of", lambda folder: 7)
     monkeypatch.setattr(faithfulness, "load", lambda *_: made)
     monkeypatch.setattr(generated, "fingerprint", lambda generator: f"that of {how}")
