@@ -32,6 +32,7 @@ def parser() -> Parser:
     p.add_argument("experiment", metavar="EXPERIMENT.py")
     p.add_argument("--topology", metavar="CHIP:GRID", required=True, help="v5e:8x8, v5p:8x8x8, v6e:16x16, h200:8, cpu:4 ...")
     p.add_argument("--sample", type=int, metavar="N", help="not training: N pictures drawn at once")
+    p.add_argument("--optimize", action="store_true", help="for TPUs: compile as a run does, which takes several times as long")
     p.add_argument("--json", metavar="FILE", help="write what was found there too")
     return p
 
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
     experiment = config.overrides(config.load_experiment(path), args.fields)
     topology = chips.topology(args.topology)
     prepare, changes = _wanted(experiment, topology, args.sample)
-    found = forecast(topology, preflight.compiled(prepare([])))
+    found = forecast(topology, preflight.measured(prepare([]), topology, args.optimize))
     print(describe(found))
     if not found["fits"]:
         found["tried"] = []

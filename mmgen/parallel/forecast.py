@@ -25,6 +25,7 @@ def forecast(topology: Topology, needs: Needs) -> dict:
         "collectives": needs.traffic and {kind: traffic._asdict() for kind, traffic in needs.traffic.items()},
         "copied": needs.copied,
         "compile_seconds": round(needs.seconds, 1),
+        "optimized": needs.optimized,
     }
     timed = topology.chip is not None and needs.traffic is not None
     return found | ({"time": _time(topology, needs, found["operations"])} if timed else {})
@@ -73,7 +74,8 @@ def describe(found: dict) -> str:
         lines.append(f"  {kind:<18}{traffic['received'] / GIB:>10.3f} GiB received by a device, in {traffic['count']}")
     lines += [f"  copied whole to every device (involuntary full rematerialization): {name}" for name in found["copied"]]
     lines += _describe_time(found["time"]) if "time" in found else []
-    return "\n".join([*lines, f"compiled in {found['compile_seconds']} s"])
+    quick = "" if found["optimized"] else ", quickly: with --optimize as a run is, whose bytes differ by a few percent"
+    return "\n".join([*lines, f"compiled in {found['compile_seconds']} s{quick}"])
 
 
 def _describe_rows(found: dict) -> str:

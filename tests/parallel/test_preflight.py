@@ -110,11 +110,11 @@ def test_what_does_not_fit_is_mended_by_trial(tmp_path, monkeypatch, capsys):
     """Memory of which the state takes a half: the first change that is enough ends the search."""
     from mmgen.cli import preflight as verb
 
-    def needs(step) -> preflight.Needs:
+    def needs(step, optimize) -> preflight.Needs:
         asked.append(step)
         return made(temporaries=sizes.pop(0))
 
-    asked, sizes = [], [2**31, 2**30, 2**29]
+    asked, sizes = [], [2**31, 2**30, 2**28]
     chip = chips.Chip(("x",), memory=1.0, peak=1, bandwidth=1, link=1)
     monkeypatch.setattr(chips, "topology", lambda name: chips.Topology(name, (None,) * 4, chip, exact=True))
     monkeypatch.setattr(preflight, "prepared", lambda experiment, topology: Prepared(experiment))
@@ -145,7 +145,7 @@ def made(**fields) -> preflight.Needs:
     """Needs of 1 GiB but for what is given."""
     usual = dict(about={"rows": 64, "accumulate": 1}, mesh=(1, 4, 1, 1), parameters=1, parts={"parameters": 2**29},
                  kept=("activations", 2**28), temporaries=2**29, moved=1, operations=10, formula=None, unit=("pictures", 1),
-                 traffic={}, copied=[], seconds=1.0)  # fmt: skip
+                 traffic={}, copied=[], optimized=True, seconds=1.0)  # fmt: skip
     return preflight.Needs(**usual | fields)
 
 
@@ -153,7 +153,7 @@ def test_heads_are_split_where_a_batch_in_parts_does_not_help(monkeypatch):
     """Its 96 rows have twelve divisors: each would be a compilation."""
     chip = chips.Chip((), memory=1.0, peak=1, bandwidth=1, link=1)
     monkeypatch.setattr(
-        preflight, "compiled", lambda step: made(temporaries=2**29 if step.experiment.mesh.tensor == 2 else 2**30)
+        preflight, "compiled", lambda step, optimize: made(temporaries=2**29 if step.experiment.mesh.tensor == 2 else 2**30)
     )
     experiment = Experiment(GeneratorTask(GeneratorConfig(remat=True)), Data(TokenShards("x")), batch=384)
     tried, topology = preflight.changes(experiment, 4), chips.Topology("x:4", (None,) * 4, chip, exact=True)
@@ -162,6 +162,21 @@ def test_heads_are_split_where_a_batch_in_parts_does_not_help(monkeypatch):
         *(["--accumulate", str(n)] for n in (2, 8, 96)),
         ["--mesh.replica", "1", "--mesh.fsdp", "2", "--mesh.tensor", "2"],
     ]
+
+
+def test_a_close_call_is_compiled_as_a_run_is(monkeypatch):
+    def needs(step, optimize) -> preflight.Needs:
+        asked.append(optimize)
+        return made(temporaries=step)
+
+    asked, topology = [], chips.Topology("x:4", (None,) * 4, chips.Chip((), 1.0, 1, 1, 1), exact=True)
+    monkeypatch.setattr(preflight, "compiled", needs)
+    tried = (2**28, False), (2**29 - 2**26, False), (2**29 + 2**26, False), (2**30, False), (2**28, True)
+    for temporaries, optimize in tried:
+        preflight.measured(temporaries, topology, optimize)
+    assert asked == [False, False, True, False, True, False, True]
+    preflight.measured(2**28, replace(topology, exact=False))
+    assert asked[-1]
 
 
 def test_changes_keep_to_the_devices():
