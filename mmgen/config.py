@@ -164,6 +164,8 @@ class Experiment:
     def __post_init__(self):
         if min(self.batch, self.accumulate) < 1 or self.batch % self.accumulate:
             raise UserError(f"batch {self.batch} must be a multiple of accumulate {self.accumulate}, both at least 1")
+        if self.keep_every and self.every_checkpoint and self.keep_every % self.every_checkpoint:
+            raise UserError(f"keep_every {self.keep_every} must be a multiple of every_checkpoint {self.every_checkpoint}")
 
 
 def save(experiment: Experiment, path: str | Path) -> None:

@@ -27,7 +27,7 @@ from mmgen.conditions import Asked, Reader, count, is_whole
 from mmgen.decoding.autoregressive import Autoregressive, Settings, decode_params
 from mmgen.decoding.choice import Choice, auto_window, check_draft, starting
 from mmgen.decoding.jacobi import Init, Jacobi
-from mmgen.decoding.jobs import Job, Programs, fitting, matmul_precision
+from mmgen.decoding.jobs import Job, Programs, decoder_of, fitting, matmul_precision
 from mmgen.decoding.known import in_raster, with_known
 from mmgen.decoding.masked import MaskedRounds
 from mmgen.decoding.speculative import Speculative
@@ -88,7 +88,7 @@ class Generator:
         self.config, self.params, self.tokenizer, self.text = config, params, tokenizer, text
         self.sampling, self.labels, self.weights = sampling, tuple(labels) if labels else None, weights
         self.dtype = compute_dtype(dtype)
-        self._decoder = (MaskedRounds if isinstance(config.plan, Masked) else Autoregressive)(config, self.dtype)
+        self._decoder = decoder_of(config, self.dtype)
         self._mesh = local_mesh(tensor)
         self._programs = Programs(self.dtype, self._mesh)
 
@@ -352,7 +352,8 @@ def load(folder: str | Path, dtype: Literal["float32", "bfloat16"] | None = None
     """An exported or converted folder, or a run folder, whose export/ is taken. Raises UserError for anything else.
 
     `dtype`: what matrices multiply in; None: float32 on a CPU, else bfloat16. Only float32 gives the same tokens in any batch.
-    All devices of this process draw, each its own pictures; `tensor`: so many of them share the weights and each picture.
+    All devices of this process draw, each its own pictures; `tensor`: so many of them share the weights and each picture. To
+    use fewer, let JAX see fewer (CUDA_VISIBLE_DEVICES=0).
     """
     folder = Path(folder)
     folder = folder / "export" if (folder / "export" / "config.json").is_file() else folder

@@ -1,9 +1,10 @@
 """Compile the training step of an experiment for devices that are not there, and say what it needs of each of them; or, with
---sample N, what draws N pictures at once with its model, as `mmgen sample` does.
+--sample N, what draws the tokens of N pictures at once with its model, as `mmgen sample` does.
 
 Nothing is run and no data need be there; only where pictures are encoded in the step, the tokenizer must be. TPUs are compiled
-for by libtpu, on any Linux machine (pip install 'mmgen[tpu]'); for GPUs, fake CPU devices give an estimate. Where it does not
-fit, changes are tried until one does. Any field can be changed by --any.field VALUE, as in `mmgen train`.
+for by libtpu, on any Linux machine (pip install 'mmgen[tpu]'), with little optimization where there is memory to spare; for
+GPUs, fake CPU devices give an estimate. Where it does not fit, changes are tried until one does. Any field can be changed by
+--any.field VALUE, as in `mmgen train`.
 
 Exit code: 0 it fits (or nothing is known of the device), 1 it does not.
 

@@ -16,6 +16,7 @@ from mmgen.decoding.autoregressive import Autoregressive, Request, Settings
 from mmgen.decoding.jacobi import Jacobi, Start
 from mmgen.decoding.masked import MaskedRounds
 from mmgen.decoding.target import Filter
+from mmgen.model.config import GeneratorConfig, Masked
 from mmgen.parallel.mesh import parts_of, under
 
 ROWS = 256  # pictures that a device decodes at once, at most
@@ -57,11 +58,17 @@ def _paired(batch: dict, null: dict | None, fill: Int[np.ndarray, "r"]) -> dict:
     return {name: np.stack([way[name][fill] for way in ways]) for name in batch}
 
 
-def fitting(machine: Autoregressive | MaskedRounds, mesh: Mesh | None) -> int:
-    """A power of two for each replica, so that caches and logits take about a quarter of an accelerator's memory, or 2 GiB of a
-    CPU's. Devices that split heads and vocabulary share that of a row."""
+def decoder_of(c: GeneratorConfig, dtype: jnp.dtype) -> Autoregressive | MaskedRounds:
+    """What draws plainly."""
+    return (MaskedRounds if isinstance(c.plan, Masked) else Autoregressive)(c, dtype)
+
+
+def fitting(machine: Autoregressive | MaskedRounds, mesh: Mesh | None, memory: float | None = None) -> int:
+    """A power of two for each replica, so that caches and logits take about a quarter of an accelerator's `memory` (None: that
+    of the devices here), or 2 GiB of a CPU's. Devices that split heads and vocabulary share that of a row."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    budget = stats["bytes_limit"] // 4 if "bytes_limit" in stats else 2 << 30
+    memory = stats.get("bytes_limit") if memory is None else memory
+    budget = 2 << 30 if memory is None else memory / 4
     budget *= 1 if mesh is None else mesh.shape["tensor"]
     return parts_of(mesh) * min(ROWS, 1 << max(0, int(np.log2(max(1, budget // machine.row_bytes())))))
 
@@ -95,7 +102,7 @@ class Programs:
         """Tokens, and the forwards of the slowest replica."""
         given = job.given(rows, parts_of(self.mesh))
         tokens, forwards = under(self.mesh, self.decoding(job.machine, job.which, given))(*given)
-        return np.concatenate(tokens)[: len(rows)], int(np.max(forwards))
+        return _joined(tokens)[: len(rows)], int(np.max(forwards))
 
     def decoding(self, machine: Autoregressive | MaskedRounds, which: Filter, given: tuple) -> Callable:
         """The jitted program of plain calls, which takes what is `given`: arrays, or their shapes."""
@@ -128,7 +135,7 @@ class Programs:
         looks, waiting, ahead, done = self.looks(job, rows, every), [], 1, np.zeros(1, bool)
         while not done.all():
             waiting += itertools.islice(looks, ahead - len(waiting))
-            tokens, done = (np.concatenate(array)[: len(rows)] for array in waiting.pop(0))
+            tokens, done = (_joined(array)[: len(rows)] for array in waiting.pop(0))
             yield tokens, done
             ahead = 2  # whoever asks again goes on: the device does not wait for it from then on
 
@@ -159,6 +166,11 @@ class Programs:
 
         opened = self._program((*own, "opened"), lambda *given: machine.opened(_requests(which, *given)), _specs(given))
         return opened, grown, continued
+
+
+def _joined(x: jax.Array) -> np.ndarray:
+    """[P, R, ...] of all replicas -> [P R, ...]."""
+    return np.asarray(x).reshape(-1, *x.shape[2:])
 
 
 def _specs(given: tuple) -> tuple:

@@ -42,8 +42,8 @@ def splash(
     q: Float[Array, "b s h k"], k: Float[Array, "b s g k"], v: Float[Array, "b s g k"], rule: Rule, interpret: bool = False
 ) -> Array:
     """Splash attention, a kernel for TPUs that skips tiles which the plan's rule hides. Samples' own padding goes by segments:
-    slots that are padding see each other alone. Slots are padded to tiles; of head dims libtpu 0.0.42.1 took all that it was
-    given, from 12 to 1024, with tiles of 512 in float32, too. `interpret`: on a CPU, slowly."""
+    slots that are padding see each other alone. Slots are padded to tiles; of head dims libtpu 0.0.42.1 takes 64, 100
+    and 128 (tests/parallel/tpus.py). `interpret`: on a CPU, slowly."""
     S, K = q.shape[1], q.shape[3]
     more = -S % TILES[-1]
     q, k, v = (_wider(x, more).transpose(0, 2, 1, 3) for x in (q * K**-0.5, k, v))

@@ -74,14 +74,15 @@ def describe(found: dict) -> str:
         lines.append(f"  {kind:<18}{traffic['received'] / GIB:>10.3f} GiB received by a device, in {traffic['count']}")
     lines += [f"  copied whole to every device (involuntary full rematerialization): {name}" for name in found["copied"]]
     lines += _describe_time(found["time"]) if "time" in found else []
-    quick = "" if found["optimized"] else ", quickly: with --optimize as a run is, whose bytes differ by a few percent"
+    quick = "" if found["optimized"] else ", with little optimization (--optimize: as a run is compiled)"
     return "\n".join([*lines, f"compiled in {found['compile_seconds']} s{quick}"])
 
 
 def _describe_rows(found: dict) -> str:
     if "forwards" in found:
         guided = " with guidance" if found["guided"] else ""
-        return f"{found['rows']} pictures are drawn at once, in {found['forwards']} forwards{guided}"
+        most = f" (mmgen sample takes at most {found['rows_at_once']})" if found["rows_at_once"] else ""
+        return f"{found['rows']} pictures are drawn at once{most}, in {found['forwards']} forwards{guided}"
     return f"batch {found['rows']}" + (f", in {found['accumulate']} parts" if found["accumulate"] > 1 else "")
 
 

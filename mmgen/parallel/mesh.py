@@ -53,7 +53,7 @@ def local_mesh(tensor: int) -> Mesh | None:
     devices = tuple(jax.local_devices())
     if tensor < 1 or len(devices) % tensor:
         fits = ", ".join(str(n) for n in range(1, len(devices) + 1) if len(devices) % n == 0)
-        raise UserError(f"--mesh.tensor {tensor} does not divide the {len(devices)} devices of this process: {fits} do")
+        raise UserError(f"--mesh.tensor {tensor} does not divide the {len(devices)} devices of this process: one of {fits}")
     return None if len(devices) == 1 else make_mesh((len(devices) // tensor, 1, tensor, 1), devices)
 
 
@@ -136,16 +136,22 @@ def on_host(tree: Tree) -> Tree:
     return jax.tree.map(_whole, tree)
 
 
-def _whole(x: jax.Array) -> np.ndarray:
-    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+def _whole(x: jax.Array | np.ndarray) -> np.ndarray:
+    if not isinstance(x, jax.Array):
+        return x
+    if x.is_fully_addressable or x.is_fully_replicated:
         return np.array(x)  # np.asarray may be a view of memory that the next step takes over
-    size = len(x) if x.ndim < 3 else max(1, len(x) * GATHERED // x.nbytes)
-    place, found = NamedSharding(x.sharding.mesh, P()), np.empty(x.shape, x.dtype)
-    gather = jax.jit(lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, min(size, len(x))), out_shardings=place)
+    size = len(x) if x.ndim < 3 else min(len(x), max(1, len(x) * GATHERED // x.nbytes))
+    gather, found = _gather(NamedSharding(x.sharding.mesh, P()), size), np.empty(x.shape, x.dtype)
     for start in range(0, len(x), size):
-        start = min(start, max(0, len(x) - size))
+        start = min(start, len(x) - size)
         found[start : start + size] = gather(x, start)
     return found
+
+
+@functools.cache
+def _gather(place: NamedSharding, size: int) -> Callable[[jax.Array, int], jax.Array]:
+    return jax.jit(lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, size), out_shardings=place)
 
 
 def describe_mesh(mesh: Mesh) -> str:

@@ -1,6 +1,7 @@
 """The real training step of an experiment, compiled for devices that are not there: what it needs of each of them. Sampling
 (sampling.py) goes the same way."""
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,8 +19,8 @@ from mmgen.parallel.mesh import check_batch, make_mesh, resolve, under
 from mmgen.parallel.overhear import copied, overheard
 from mmgen.parallel.rules import BATCH, bytes_each
 
-QUICK = "O0"  # of XLA's levels of optimization: libtpu needs a fifth of the time for VAR-d30
-CLOSE = 0.1  # quick compilations are off by a few percent of a device's memory
+QUICK = "O0"  # of XLA's levels of optimization
+QUICK_IS_OFF = 0.1  # at most 6 percent of the bytes of the presets in experiments/; small programs by more
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,6 @@ class Needs:
     formula: tuple[int, int] | None  # the task's count of them for a row of the batch, causal and full
     unit: tuple[str, int]  # what a row of the batch has how many of
     traffic: dict[str, hlo.Traffic] | None  # None where the program does not fit, or cannot be read
-    optimized: bool  # as much as what a run compiles
     copied: list[str]  # operations whose results are made whole on every device: XLA knows no other way between two shardings
     optimized: bool  # as what a run compiles
     seconds: float  # of tracing and compiling
@@ -71,8 +71,7 @@ def prepared(experiment: Experiment, topology: Topology) -> Step:
     from mmgen.training.state import abstract_state, shardings
     from mmgen.training.step import make_step
 
-    if topology.chip and experiment.compute_dtype == "auto":
-        experiment = replace(experiment, compute_dtype="bfloat16")
+    experiment = replace(experiment, compute_dtype=computes_in(experiment, topology))
     shape = resolve(experiment.mesh, len(topology.devices))
     check_batch(experiment, shape)
     mesh = make_mesh(shape, topology.devices)
@@ -95,26 +94,30 @@ def prepared(experiment: Experiment, topology: Topology) -> Step:
     return Step(about, mesh, given, traced, kept, moved, task.operations, task.unit)
 
 
+def computes_in(experiment: Experiment, topology: Topology) -> str:
+    """The compute_dtype that it has there."""
+    auto = topology.chip is not None and experiment.compute_dtype == "auto"
+    return "bfloat16" if auto else experiment.compute_dtype
+
+
 def _placed(tree, mesh: Mesh, spec: P):
     place = NamedSharding(mesh, spec)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
 
 
 def measured(step: Step, topology: Topology, optimize: bool = False) -> Needs:
-    """Its needs, by a quick compilation for TPUs: as a run compiles it where that is asked for, or where it is a close call
-    whether it fits."""
+    """Its needs, by a quick compilation for TPUs: as a run compiles it where that is asked for, or where it might not fit."""
     tpu = topology.chip is not None and topology.exact
     needs = compiled(step, optimize or not tpu)
-    close = tpu and abs(needs.total / topology.chip.bytes - 1) < CLOSE
-    return compiled(step, True) if close and not optimize else needs
+    doubtful = not needs.optimized and needs.total > (1 - QUICK_IS_OFF) * topology.chip.bytes
+    return compiled(step, True) if doubtful else needs
 
 
 def compiled(step: Step, optimize: bool) -> Needs:
     """Compiles it; where libtpu finds that it does not fit, its needs are those that libtpu names."""
     start = time.perf_counter()
-    jax.config.update("jax_optimization_level", "UNKNOWN" if optimize else QUICK)
     try:
-        with overheard() as warnings:
+        with overheard() as warnings, _level("UNKNOWN" if optimize else QUICK):
             program = under(step.mesh, lambda: step.traced.lower().compile())()
         memory = program.memory_analysis()
         temporaries = memory.temp_size_in_bytes + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
@@ -137,6 +140,18 @@ def compiled(step: Step, optimize: bool) -> Needs:
         optimized=optimize,
         seconds=time.perf_counter() - start,
     )
+
+
+@contextlib.contextmanager
+def _level(name: str) -> Iterator[None]:
+    """One of XLA's levels of optimization for what is compiled within."""
+    before = jax.config.jax_optimization_level
+    jax.clear_caches()  # JAX would take the same program, compiled at another level, for this one
+    jax.config.update("jax_optimization_level", name)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_optimization_level", before)
 
 
 def _traffic(program) -> dict[str, hlo.Traffic] | None:

@@ -10,9 +10,8 @@ from jax.sharding import PartitionSpec as P
 from mmgen_tokenizers.errors import UserError
 
 from mmgen.config import Experiment, GeneratorTask
-from mmgen.decoding.autoregressive import Autoregressive, Settings, decode_axes, decode_params
-from mmgen.decoding.jobs import REPLICA, Programs
-from mmgen.decoding.masked import MaskedRounds
+from mmgen.decoding.autoregressive import Settings, decode_axes, decode_params
+from mmgen.decoding.jobs import REPLICA, Programs, decoder_of, fitting
 from mmgen.decoding.target import resolve
 from mmgen.model import transformer
 from mmgen.model.config import ClassCondition, GeneratorConfig, Masked, TextCondition
@@ -20,7 +19,7 @@ from mmgen.model.kv_cache import bytes_per_row
 from mmgen.model.layers import compute_dtype
 from mmgen.parallel.chips import Topology
 from mmgen.parallel.mesh import make_mesh, under
-from mmgen.parallel.preflight import Step
+from mmgen.parallel.preflight import Step, computes_in
 from mmgen.parallel.rules import bytes_each, named, specs
 
 
@@ -30,9 +29,9 @@ def prepared(experiment: Experiment, topology: Topology, pictures: int) -> Step:
     if not isinstance(experiment.task, GeneratorTask):
         raise UserError("--sample is for generators: this experiment trains a tokenizer")
     c, tensor, replicas = experiment.task.model, experiment.mesh.tensor, _replicas(experiment, topology, pictures)
-    dtype = compute_dtype("bfloat16" if topology.chip and experiment.compute_dtype == "auto" else experiment.compute_dtype)
+    dtype = compute_dtype(computes_in(experiment, topology))
     mesh = make_mesh((replicas, 1, tensor, 1), topology.devices)
-    machine = (MaskedRounds if isinstance(c.plan, Masked) else Autoregressive)(c, dtype)
+    machine = decoder_of(c, dtype)
     forwards = c.plan.steps if isinstance(c.plan, Masked) else machine.plan.times
     which, settings = resolve(experiment.task.sampling, forwards)
     given = _given(c, dtype, mesh, (1 + which.guided, pictures), _settings(c, settings))
@@ -45,7 +44,8 @@ def prepared(experiment: Experiment, topology: Topology, pictures: int) -> Step:
         share = sum((s.stop - s.start) * s.room / machine.room for s in machine.segments) if cache else 0
         return int(forwards * bytes_each(params) + share * cache)
 
-    about = {"rows": pictures, "forwards": forwards, "guided": which.guided}
+    most = topology.chip and fitting(machine, mesh, topology.chip.bytes)
+    about = {"rows": pictures, "rows_at_once": most, "forwards": forwards, "guided": which.guided}
     unit = "tokens", c.layout.sites * c.layout.groups
     return Step(about, mesh, {"parameters": params, "condition": batch}, traced, ("cache", cache), moved, None, unit)
 
@@ -54,7 +54,8 @@ def _replicas(experiment: Experiment, topology: Topology, pictures: int) -> int:
     """What draws pictures of its own, and a power of two of them."""
     devices, tensor = len(topology.devices), experiment.mesh.tensor
     if tensor < 1 or devices % tensor:
-        raise UserError(f"--mesh.tensor {tensor} does not divide {devices} devices")
+        fits = ", ".join(str(n) for n in range(1, min(devices, 64) + 1) if devices % n == 0)
+        raise UserError(f"--mesh.tensor {tensor} does not divide {devices} devices: choose one of {fits}")
     replicas = devices // tensor
     if pictures < 1 or pictures % replicas or (pictures // replicas).bit_count() != 1:
         raise UserError(

@@ -33,6 +33,7 @@ from mmgen.model.inputs import adopt
 from mmgen.model.layers import compute_dtype
 from mmgen.model.orders import draw_orders, in_orders
 from mmgen.parallel.distributed import first_process
+from mmgen.parallel.mesh import mesh_of
 from mmgen.parallel.rules import by_rows
 from mmgen.training import inherit
 from mmgen.training.optimizer import adamw, only
@@ -252,13 +253,13 @@ class GeneratorTraining:
     def _generator(self, weights: Tree) -> Generator:
         """One generator whose compiled programs serve all weights."""
         if self.generator is None:
-            self.generator = self._new_generator(weights)
+            self.generator = self._new_generator({})
         return self.generator.copied(weights)
 
     def _new_generator(self, weights: Tree) -> Generator:
         kind = "ema" if self.experiment.ema else "raw"
-        sampling, tensor = self.experiment.task.sampling, max(1, self.experiment.mesh.tensor)
-        tensor = tensor if jax.local_device_count() % tensor == 0 else 1
+        sampling, mesh = self.experiment.task.sampling, mesh_of(self.experiment)
+        tensor = 1 if mesh is None or jax.local_device_count() % mesh.shape["tensor"] else mesh.shape["tensor"]
         return Generator(self.config, weights, self.tokenizer, self.text, sampling, self.labels, kind, self.dtype, tensor)
 
 

@@ -10,6 +10,7 @@ import mmgen
 
 ASKED = {"labels": [0, 1, 2, 0, 1], "guidance": 2.0, "seed": 5}
 FEW = 3
+CASES = ("next", 1), ("next", 2), ("masked", 2)  # models, and how many devices share a picture
 
 
 def drawn(generator: mmgen.Generator) -> dict[str, np.ndarray]:
@@ -28,11 +29,11 @@ def otherwise(generator: mmgen.Generator, tokens: np.ndarray) -> dict[str, np.nd
 
 
 if __name__ == "__main__":
-    for tensor in (1, 2):
-        generator = mmgen.load(sys.argv[1], "float32", tensor=tensor)
+    for name, tensor in CASES:
+        generator = mmgen.load(f"{sys.argv[1]}/{name}", "float32", tensor=tensor)
         found = drawn(generator)
-        if tensor == 2:
+        if (name, tensor) == ("next", 2):
             found |= otherwise(generator, found["tokens"])
         q = generator.fused["layers"][0]["qkv_turned"]
         piece = q.addressable_shards[0].data.size / q.size
-        np.savez(f"{sys.argv[2]}/{tensor}.npz", devices=len(q.sharding.device_set), piece=piece, **found)
+        np.savez(f"{sys.argv[2]}/{name}{tensor}.npz", devices=len(q.sharding.device_set), piece=piece, **found)

@@ -30,7 +30,8 @@ def sums(experiment: Experiment, topology: chips.Topology, depth: int) -> int:
     model = replace(experiment.task.model, depth=depth)
     experiment = replace(experiment, task=replace(experiment.task, model=model), compute_dtype="bfloat16")
     step, forward = preflight.prepared(experiment, topology), jax.jit(tasks.make(experiment, None).validate)
-    inputs = step.state.params, step.state.extra, step.frozen, step.batch
+    _, extra, frozen, batch = step.given["other"]
+    inputs = step.given["parameters"], extra, frozen, batch
     program = under(step.mesh, lambda: forward.lower(*inputs).compile())()
     return hlo.collectives(program.as_text())["all-reduce"].count
 
