@@ -10,6 +10,7 @@ import numpy as np
 from mmgen_tokenizers.errors import UserError
 
 TIMEOUT = 300  # seconds that processes wait for each other at the start
+PATIENCE = 5  # until they say so
 REASON = 1000  # bytes of an error that the other processes are told
 
 # What schedulers tell each process, and jax.distributed reads by itself. A count of 1 is a job of one process.
@@ -72,13 +73,18 @@ def _deadline(where: str, seconds: int) -> Iterator[None]:
         )
         os._exit(75)  # EX_TEMPFAIL; 2 is a mistake of the user's
 
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
+    def wait() -> None:
+        os.write(2, f"waiting for the other processes at {where}, {seconds} s at most\n".encode())
+
+    timers = [threading.Timer(seconds, end), threading.Timer(PATIENCE, wait)]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
     try:
         yield
     finally:
-        timer.cancel()
+        for timer in timers:
+            timer.cancel()
 
 
 def first_process() -> bool:

@@ -1,5 +1,7 @@
 """What a preflight found, with what follows from it: the time of a step at best, MFU, tokens and pictures a day."""
 
+import math
+
 from mmgen.parallel.chips import GIB, Topology
 from mmgen.parallel.mesh import AXES
 from mmgen.parallel.preflight import Needs, fits
@@ -90,9 +92,15 @@ def _describe_time(time: dict) -> list[str]:
     best, apart = time["step"]
     parts = ", ".join(f"{name} {time[name]:.3g} s" for name in ("products", "memory", "links"))
     shares = [" or ".join(f"{share[i]:.0%} ({name})" for name, share in time["mfu"].items()) for i in (0, 1)]
-    tokens = f"{time['tokens_a_day'] / 1e9:.3g}G tokens, " if "tokens_a_day" in time else ""
+    tokens = f"{_many(time['tokens_a_day'])} tokens, " if "tokens_a_day" in time else ""
     return [
         f"  roofline: {parts}; {best:.3g} s at best, {apart:.3g} s without overlap",
         *([f"  MFU at most {shares[0]}; {shares[1]} without overlap"] if time["mfu"] else []),
-        f"  at most {tokens}{time['pictures_a_day'] / 1e6:.3g}M pictures a day",
+        f"  at most {tokens}{_many(time['pictures_a_day'])} pictures a day",
     ]
+
+
+def _many(number: float) -> str:
+    """1.73e9 -> "1.73G"."""
+    power = min(4, max(0, int(math.log10(max(number, 1)) // 3)))
+    return f"{number / 1000**power:.3g}{('', 'k', 'M', 'G', 'T')[power]}"

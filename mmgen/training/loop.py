@@ -181,6 +181,7 @@ class Run:
             self.state, metrics = self.train_step(self.state, self.frozen, self.fed(batch))
         if done == self.start + 1:
             self.clock.began()
+            self.report.pace.rest()
         self.in_flight.append((done, metrics, self.stop.tell()))
         ends = self.trace.ends(done)
         self.settle(0 if ends else AHEAD)
@@ -224,7 +225,7 @@ class Run:
         self.report.pace.rest()
 
     def preview(self, weights: Tree, done: int) -> None:
-        """Draws on one device, beside the state in its memory: where there is no room, that is no reason to end the run."""
+        """Draws on the first process's devices, beside the state: where there is no room, that is no reason to end the run."""
         try:
             self.task.preview(weights, self.folder / "previews", done)
         except jax.errors.JaxRuntimeError as error:

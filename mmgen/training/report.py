@@ -114,8 +114,9 @@ class Pace:
         self._last = now
 
     def rest(self) -> None:
-        """Something else was done: the time until the next tick does not count."""
-        self._last = None
+        """Steps go on from now: what was done since the last tick does not count. Those in flight are read later, so windows
+        may be off by these, but no time is lost: a mean over few steps that end before they are read stays a mean."""
+        self._last = time.perf_counter()
 
     def seconds_a_step(self) -> float:
         """Mean since the last call; 0 when nothing is known yet."""

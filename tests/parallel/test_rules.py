@@ -140,9 +140,11 @@ def test_a_coordinator_that_does_not_answer_is_named():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    code = f"from mmgen.parallel import distributed; distributed.initialize({address!r}, 2, 1, timeout=1)"
+    code = "from mmgen.parallel import distributed; distributed.PATIENCE = 0.1\n"
+    code += f"distributed.initialize({address!r}, 2, 1, timeout=1)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert done.returncode == 75
+    assert f"waiting for the other processes at {address}, 1 s at most\n" in done.stderr
     assert f"did not meet the others at {address} within 1 s: start all" in done.stderr
 
 

@@ -81,6 +81,17 @@ def test_mfu_goes_by_the_peak_of_all_devices(tmp_path, monkeypatch):
     assert entry["mfu_full"] == pytest.approx(1.5 * entry["mfu"])
 
 
+def test_a_mean_over_steps_that_ended_before_they_were_read(monkeypatch):
+    """Three steps of a second each, whose figures are all read at the end: each time on the clock is one reading of it."""
+    times = iter([0.0, 3.0, 3.0, 3.0])
+    monkeypatch.setattr(report, "time", types.SimpleNamespace(perf_counter=lambda: next(times)))
+    pace = report.Pace()
+    pace.rest()
+    for _ in range(3):
+        pace.tick()
+    assert pace.seconds_a_step() == 1.0
+
+
 def test_a_trace_of_some_steps(tmp_path, monkeypatch, capfd):
     """The time that the profiler takes is no time of steps. Time goes on by 0.001 s whenever it is read, and by 0.5 s there."""
     real, now = jax.profiler.start_trace, [0.0]
@@ -388,11 +399,12 @@ def test_a_state_can_be_restored_in_another_type(saved):
 
 
 def test_a_bit_that_flips_in_a_large_file_is_noticed(tmp_path, saved):
-    """Small arrays lie in files that have checksums of their own, large ones do not. In another type it is noticed, too."""
+    """Small arrays lie in files that have checksums of their own, large ones do not: there it is our sum that differs, unless
+    the bit was one of the compression's. In another type it is noticed, too."""
     _, checkpoints, like = saved
     damage(tmp_path / "5", "one bit flipped")
     for dtype in (None, jnp.dtype("bfloat16")):
-        with pytest.raises(UserError, match="its numbers are not those that were saved"):
+        with pytest.raises(UserError, match="cannot read the checkpoint"):
             checkpoints.restore(5, like(dtype))
 
 
