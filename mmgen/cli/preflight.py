@@ -32,7 +32,7 @@ def parser() -> Parser:
     p = Parser("mmgen preflight", __doc__, takes_fields=True)
     p.add_argument("experiment", metavar="EXPERIMENT.py")
     p.add_argument("--topology", metavar="CHIP:GRID", required=True, help="v5e:8x8, v5p:8x8x8, v6e:16x16, h200:8, cpu:4 ...")
-    p.add_argument("--sample", type=int, metavar="N", help="N pictures drawn at once (`mmgen evaluate` draws on several machines)")
+    p.add_argument("--sample", type=int, metavar="N", help="not training but N pictures drawn at once")
     p.add_argument("--optimize", action="store_true", help="for TPUs: compile as a run does, which takes several times as long")
     p.add_argument("--json", metavar="FILE", help="write what was found there too")
     return p
