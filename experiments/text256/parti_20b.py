@@ -19,19 +19,43 @@ Result: this has not been run. What preflight printed, by jax 0.10.2 and libtpu 
       optimizer              1.192 GiB
       other                  0.000 GiB
       activations            5.625 GiB
-      other temporaries      4.505 GiB
-      together              11.918 GiB of 95.74
+      other temporaries      3.828 GiB
+      together              11.240 GiB of 95.74
     a step
       hardware           1.883e+05 TFLOP
       model, causal      1.466e+05 TFLOP
       model, full        1.493e+05 TFLOP
-      all-gather            21.419 GiB received by a device, in 1157
-      all-reduce            43.058 GiB received by a device, in 590
+      all-gather            21.494 GiB received by a device, in 1157
+      all-reduce            43.097 GiB received by a device, in 590
       reduce-scatter         9.158 GiB received by a device, in 448
-      roofline: products 0.801 s, memory 0.00926 s, links 0.132 s; 0.801 s at best, 0.942 s without overlap
+      roofline: products 0.801 s, memory 0.00873 s, links 0.132 s; 0.801 s at best, 0.942 s without overlap
       MFU at most 78% (causal) or 79% (full); 66% (causal) or 67% (full) without overlap
       at most 113G tokens, 110M pictures a day
-    compiled in 309.5 s
+    compiled in 48.6 s, with little optimization (--optimize: as a run is compiled)
+
+    v6e:16x16: 256 devices, mesh replica 2 x fsdp 32 x tensor 4 x sequence 1
+    batch 1024
+    20468.9M parameters; each device holds
+      parameters             0.596 GiB
+      optimizer              1.192 GiB
+      other                  0.000 GiB
+      activations           11.250 GiB
+      other temporaries      5.370 GiB
+      together              18.407 GiB of 31.25
+    a step
+      hardware           1.883e+05 TFLOP
+      model, causal      1.466e+05 TFLOP
+      model, full        1.493e+05 TFLOP
+      all-gather            21.495 GiB received by a device, in 1157
+      all-reduce            85.399 GiB received by a device, in 592
+      collective-permute     0.079 GiB received by a device, in 64
+      reduce-scatter         7.356 GiB received by a device, in 192
+      roofline: products 0.801 s, memory 0.0241 s, links 0.307 s; 0.801 s at best, 1.13 s without overlap
+      MFU at most 78% (causal) or 79% (full); 55% (causal) or 56% (full) without overlap
+      at most 113G tokens, 110M pictures a day
+    compiled in 75.4 s, with little optimization (--optimize: as a run is compiled)
+
+Drawing 32 pictures at once takes 54.4 of the 95.74 GiB of each of four v5p chips (--topology v5p:2x2x1 --sample 32).
 """
 
 from mmgen.config import Data, Experiment, GeneratorTask, MeshSizes, Optimizer, Schedule, TokenShards
