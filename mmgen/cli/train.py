@@ -64,8 +64,9 @@ def main(arguments: Sequence[str]) -> None:
     out = Path(args.out) if args.out else Path("runs") / f"{path.resolve().parent.name}_{path.stem}"
 
     from mmgen.parallel import distributed
+    from mmgen.parallel.watch import Watch
     from mmgen.training.loop import train
 
     distributed.initialize(args.coordinator, args.processes, args.process)
-
+    Watch.ends_program = True
     train(experiment, out, profile)

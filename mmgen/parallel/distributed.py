@@ -92,11 +92,16 @@ def first_process() -> bool:
     return jax.process_index() == 0
 
 
+class Elsewhere(RuntimeError):
+    """An error of another process, and no mistake of the user's: that process tells it in full."""
+
+
 @contextlib.contextmanager
 def in_turn() -> Iterator[None]:
     """The body runs in the first process, then in the others, which find what it wrote (all see the same disk).
 
-    An error of one process reaches all, in the others as a UserError: none waits for one that has ended.
+    An error of one process reaches all, in the others as a UserError where it is one, else as Elsewhere: none waits for one
+    that has ended.
     """
     if not first_process():
         _meet()
@@ -120,13 +125,16 @@ def all_say(ok: bool) -> bool:
 
 
 def _meet(mistake: Exception | None = None) -> None:
-    """Returns when all processes are here. Raises UserError in those without a mistake where another comes with one."""
+    """Returns when all processes are here. Raises UserError or Elsewhere in those without a mistake where another has one."""
     if jax.process_count() == 1:
         return
     from jax.experimental.multihost_utils import process_allgather
 
-    reason = b"" if mistake is None else (str(mistake) or type(mistake).__name__).encode()
-    reasons = process_allgather(np.frombuffer(reason[:REASON].ljust(REASON, b"\0"), np.uint8))
-    for process, told in enumerate(reasons):
-        if mistake is None and told.any():
-            raise UserError(f"process {process} ended: {bytes(told).rstrip(bytes(1)).decode(errors='replace')}")
+    mine = b""
+    if mistake is not None:  # whose, then the reason
+        mine = (b"u" if isinstance(mistake, UserError) else b"e") + (str(mistake) or type(mistake).__name__).encode()
+    reasons = process_allgather(np.frombuffer(mine[:REASON].ljust(REASON, b"\0"), np.uint8))
+    for process, told in enumerate(map(bytes, reasons)):
+        if mistake is None and told.strip(b"\0"):
+            kind = UserError if told[:1] == b"u" else Elsewhere
+            raise kind(f"process {process} ended: {told[1:].rstrip(bytes(1)).decode(errors='replace')}")

@@ -1,22 +1,25 @@
 """Several processes that notice when one of them is gone: it died, its machine hangs, or only its training does."""
 
 import atexit
+import contextlib
 import os
 import selectors
 import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from typing import ClassVar
 
 import jax
 import numpy as np
 from mmgen_tokenizers.errors import UserError
 
-from mmgen.parallel.distributed import all_say, first_process
+from mmgen.parallel.distributed import Elsewhere, all_say, first_process, in_turn
 
 BEAT = 5  # seconds between two signs of life
 PATIENCE = 30  # seconds without one after which a process counts as gone
-STUCK = int(os.environ.get("MMGEN_STUCK", "600"))  # seconds that the others wait for one whose machine works
+STUCK = 600  # seconds that the others wait for one whose machine works; MMGEN_STUCK changes it
 GRACE = 5  # seconds for a mistake that all processes notice by themselves, such as a loss that is not finite
 AGAIN = "start all processes again, and training continues from the last checkpoint"
 LOST, MISTAKE = 75, 2  # exit codes: EX_TEMPFAIL; as for any UserError
@@ -72,14 +75,18 @@ class Watch:
     waits for the others: who is behind then is known, though its machine gives signs of life.
     """
 
+    ends_program: ClassVar[bool] = False  # whether an error within is the end of this process too: set by commands
+
     def __init__(self):
         self._peers: list[Peer] = []
-        self._work = Work(_own_name())
+        self._work, self._alone, self._stuck = Work(_own_name()), False, STUCK
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
 
     def __enter__(self):
         if jax.process_count() > 1:
+            with in_turn():
+                self._stuck = _told_stuck()
             self._peers = _connected()
             if all_say(bool(self._peers)):
                 self._thread.start()
@@ -91,7 +98,8 @@ class Watch:
         if not self._thread.is_alive():
             return
         if isinstance(error, Exception) and not isinstance(error, UserError):
-            self._thread.join(PATIENCE + 2 * BEAT)  # it may be that another is gone: then this process ends here
+            # It may be that another is gone: then this process ends here. Whose own error it is gives up waiting first.
+            self._thread.join(PATIENCE + (4 if isinstance(error, Elsewhere) else 2) * BEAT)
         self._over.set()
         self._thread.join()
         well = error is None or isinstance(error, SystemExit)
@@ -99,7 +107,7 @@ class Watch:
             peer.say("bye" if well else _last_words(error))
             if well:
                 peer.connection.close()
-        if not well:
+        if not well and self.ends_program:
             atexit.register(self._leave, MISTAKE if isinstance(error, UserError) else 1)
 
     def _leave(self, code: int) -> None:
@@ -116,6 +124,16 @@ class Watch:
     def goes_on(self) -> None:
         """The main thread has done what it does alone before a step, a piece of validation or a checkpoint."""
         self._work.reaches(self._work.count + 1)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """The first process does what it alone does, such as a preview: it may be behind for longer than others may."""
+        self._alone = True
+        try:
+            yield
+        finally:
+            self._work.moved = time.monotonic()  # before `_alone`: another thread reads them
+            self._alone = False
 
     def _run(self) -> None:
         try:
@@ -165,16 +183,17 @@ class Watch:
         Only from the second step on: until then one may load or compile what others have at hand.
         """
         works = [self._work, *(peer.work for peer in self._peers)]
-        now, furthest, last = time.monotonic(), max(work.count for work in works), min(works, key=lambda work: work.count)
+        now, furthest = time.monotonic(), max(work.count for work in works)
+        last = min(works[1:] if self._alone else works, key=lambda work: work.count)
         for work in works:
             if work.count == furthest:
                 work.level = now
         if last.count < 2:
             return
-        if now - max(last.moved, last.level) > STUCK:
-            self._end(None, LOST, f"{last.name} has not gone on for {STUCK} s, and the others wait for it: it hangs")
-        if now - max(work.moved for work in works) > 6 * STUCK:
-            self._end(None, LOST, f"no process has gone on for {6 * STUCK} s: one hangs, and they cannot tell which")
+        if now - max(last.moved, last.level) > self._stuck:
+            self._end(None, LOST, f"{last.name} has not gone on for {self._stuck} s, and the others wait for it: it hangs")
+        if now - max(work.moved for work in works) > 6 * self._stuck:
+            self._end(None, LOST, f"no process has gone on for {6 * self._stuck} s: one hangs, and they cannot tell which")
 
     def _end(self, by: Peer | None, code: int, reason: str) -> None:
         for peer in self._peers:
@@ -184,6 +203,13 @@ class Watch:
             return
         os.write(2, f"\nerror: {reason}; {AGAIN}\n".encode())
         os._exit(code)
+
+
+def _told_stuck() -> int:
+    told = os.environ.get("MMGEN_STUCK", str(STUCK))
+    if not (told.isdecimal() and int(told)):
+        raise UserError(f"MMGEN_STUCK={told}: set it to a number of seconds, such as 1200, or not at all")
+    return int(told)
 
 
 def _own_name() -> str:

@@ -219,7 +219,7 @@ class Run:
                 weights = on_host(weights)
             if saves:
                 self.save(weights, done, figures.get("validation/loss"), final=bool(last or stopped))
-        with self.clock.spend("preview"), self.outlives_full_disk():
+        with self.clock.spend("preview"), self.outlives_full_disk(), self.watch.alone():
             if previews and self.draws:
                 self.preview(weights, done)
         self.report.pace.rest()
@@ -239,9 +239,10 @@ class Run:
 
     def save(self, weights: Tree, done: int, validation_loss: float | None, final: bool) -> None:
         """Starts to write a checkpoint and its export; what went wrong with those before comes up first."""
-        for wait in (self.checkpoints.wait, self.exports.wait):
-            with self.outlives_full_disk():
-                wait()
+        with self.outlives_full_disk():
+            self.checkpoints.wait()
+        with self.outlives_full_disk(), self.watch.alone():
+            self.exports.wait()
         self.watch.goes_on()
         with nullcontext() if final else self.outlives_full_disk():
             self.checkpoints.save(self.state, to_json(self.experiment), validation_loss)

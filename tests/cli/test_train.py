@@ -4,6 +4,7 @@ import pytest
 
 from mmgen.cli import main as cli
 from mmgen.cli.train import parser
+from mmgen.parallel.watch import Watch
 
 EXPERIMENT = """
 import mmgen
@@ -21,6 +22,7 @@ def calls(monkeypatch):
 
     made = []
     monkeypatch.setattr(mmgen.training.loop, "train", lambda *given: made.append(given))
+    monkeypatch.setattr(Watch, "ends_program", False)
     return made
 
 
@@ -42,6 +44,7 @@ def test_train_runs_the_file_with_its_fields_changed(file, calls):
     assert cli.main(["train", str(file), "--data.size", "64", "--steps", "7"]) == 0
     [(experiment, out, profile)] = calls
     assert (experiment.data.size, experiment.steps, str(out), profile) == (64, 7, "runs/birds_small", None)
+    assert Watch.ends_program
 
 
 def test_the_steps_of_a_trace(file, calls, capsys):

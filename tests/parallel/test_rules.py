@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 from mmgen_tokenizers.errors import UserError
@@ -134,6 +136,24 @@ def test_incomplete_arguments_are_refused():
         distributed.initialize("host:1234", 2, 2)
     with pytest.raises(UserError, match="HOST:PORT"):
         distributed.initialize("host", 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(UserError("its däta"), UserError), (OSError("its däta"), distributed.Elsewhere), (RuntimeError(), distributed.Elsewhere)],
+)
+def test_an_error_of_one_process_reaches_the_others(monkeypatch, error, kind):
+    """As what it is: after a mistake of the user's nothing starts again by itself."""
+    sent = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda mine: sent.append(mine) or np.stack([mine, 0 * mine]))
+    with pytest.raises(type(error)), distributed.in_turn():
+        raise error
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda mine: np.stack([*sent, mine]))
+    with pytest.raises(kind, match=f"^process 0 ended: {str(error) or 'RuntimeError'}$") as told, distributed.in_turn():
+        pytest.fail("its turn never comes")
+    assert type(told.value) is kind
 
 
 def test_a_coordinator_that_does_not_answer_is_named():

@@ -3,6 +3,7 @@
 Time is a number that the tests move. What they wait for in earnest is what another thread does, however slow the machine.
 """
 
+import contextlib
 import fcntl
 import re
 import resource
@@ -15,6 +16,7 @@ import pytest
 from mmgen_tokenizers.errors import UserError
 
 from mmgen.parallel import watch
+from mmgen.parallel.distributed import Elsewhere
 from mmgen.parallel.watch import Peer, Watch
 
 LONG = 30.0  # seconds after which a test has failed
@@ -128,9 +130,9 @@ def test_silence_counts_from_when_watching_begins(watching, clock, ends):
 )
 def test_whose_training_hangs_is_named(watching, clock, ends, monkeypatch, capfd, mine, theirs, seconds, told):
     """Though its machine gives signs of life. Time counts from when another is further: what all do together may be long."""
-    monkeypatch.setattr(watch, "STUCK", 100)
     monkeypatch.setattr(watch, "PATIENCE", 10**6)
     made, (first,) = watching(1)
+    made._stuck = 100
     peer = made._peers[0]
     for count in (1, 2, 3):
         made.goes_on()
@@ -149,16 +151,69 @@ def test_whose_training_hangs_is_named(watching, clock, ends, monkeypatch, capfd
     assert ends == [75] and re.search(f"error: {told}", capfd.readouterr().err)
 
 
-def test_who_is_slow_does_not_hang(watching, clock, ends, monkeypatch):
+def four_steps(made: Watch, others: list[Peer], counts: tuple[int, int], clock) -> None:
+    """This process has done so many; then the two others tell of theirs."""
+    while made._work.count < 4:
+        made.goes_on()
+    for other, mine, count in zip(others, made._peers, counts, strict=True):
+        tells(other, mine, f"at {count}", clock)
+
+
+def test_what_the_first_process_does_alone_may_be_long(watching, clock, ends, monkeypatch, capfd):
+    """Such as a preview. What comes next may take as long as ever."""
+    monkeypatch.setattr(watch, "PATIENCE", 10**6)
+    made, others = watching(2)
+    made._stuck = 100
+    with made.alone():
+        for _ in range(5):  # two times 20 seconds each
+            four_steps(made, others, (5, 5), clock)
+    for _ in range(2):
+        four_steps(made, others, (5, 5), clock)
+    assert not ends
+    clock.now += 40
+    made._thread.join(LONG)
+    assert ends == [75] and re.search(r"error: process 0 \(.*\) has not gone on for 100 s", capfd.readouterr().err)
+
+
+@pytest.mark.parametrize(("last", "seconds", "told"), [(4, 100, "process 2 has not"), (5, 600, "no process has")])
+def test_who_hangs_meanwhile_is_named(watching, clock, ends, monkeypatch, capfd, last, seconds, told):
+    monkeypatch.setattr(watch, "PATIENCE", 10**6)
+    made, others = watching(2)
+    made._stuck = 100
+    with made.alone():
+        four_steps(made, others, (5, last), clock)
+        clock.now += seconds - 60
+        four_steps(made, others, (5, last), clock)
+        assert not ends
+        clock.now += 40
+        made._thread.join(LONG)
+    assert ends == [75] and f"error: {told} gone on for {seconds} s" in capfd.readouterr().err
+
+
+def test_how_long_the_others_wait_is_a_number(monkeypatch):
+    """A mistake is one of the user's, in all processes."""
+    monkeypatch.setattr(watch.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(watch, "in_turn", contextlib.nullcontext)
+    monkeypatch.setattr(watch, "_connected", list)
+    monkeypatch.setattr(watch, "all_say", lambda ok: ok)
+    for wrong in ("abc", "", "0", "-5", "1.5"):
+        monkeypatch.setenv("MMGEN_STUCK", wrong)
+        with pytest.raises(UserError, match=f"^MMGEN_STUCK={wrong}: set it to a number of seconds"):
+            Watch().__enter__()
+    monkeypatch.setenv("MMGEN_STUCK", "7")
+    assert Watch().__enter__()._stuck == 7
+
+
+def test_who_is_slow_does_not_hang(watching, clock, ends):
     """And before their second step processes load and compile for as long as they need."""
-    monkeypatch.setattr(watch, "STUCK", 10)
     made, (first,) = watching(1)
+    made._stuck = 10
     peer = made._peers[0]
     for _ in range(9):
         made.goes_on()
     for count in (0, 1, 1, 1, 1, 1):  # two minutes: twice the time after which nothing may stand still, too
         tells(first, peer, f"at {count}", clock)
-    monkeypatch.setattr(watch, "STUCK", 30)
+    made._stuck = 30
     for count in (2, 3, 4, 5):
         tells(first, peer, f"at {count}", clock)
     made.__exit__(None, None, None)
@@ -221,6 +276,10 @@ def test_who_ends_by_a_mistake_says_so_by_its_exit_code(watching, ends, monkeypa
     made, (first,) = watching(1)
     made.__exit__(UserError, UserError("no such folder"), None)
     assert "gone 2 process 0" in said(first)[0] and not ends
+    assert not last  # a program that catches the error goes on, and ends as it likes
+    monkeypatch.setattr(Watch, "ends_program", True)
+    made, (first,) = watching(1)
+    made.__exit__(UserError, UserError("no such folder"), None)
     leave, code = last
     first.connection.close()
     with pytest.raises(Ended):
@@ -239,3 +298,16 @@ def test_an_error_waits_for_the_word_of_the_others(watching, ends, monkeypatch):
     made, (first,) = watching(1)
     made.__exit__(ValueError, ValueError("its own\nfault"), None)
     assert ends == [75] and said(first)[0].endswith("ended: its own")
+
+
+def test_whose_own_error_it_is_speaks_first(watching, ends, monkeypatch):
+    """The others wait longer: they end with its word, and so with 75."""
+    waits, others = [], []
+    for error in (OSError("its disk"), Elsewhere("process 1 ended: its disk")):
+        made, (other,) = watching(1)
+        others.append(other)  # else its end is closed
+        with monkeypatch.context() as patch:
+            patch.setattr(made._thread, "join", lambda *seconds: waits.extend(seconds))
+            made.__exit__(type(error), error, None)
+    own, elsewhere = waits
+    assert elsewhere >= own + 2 * watch.BEAT and own > watch.PATIENCE and not ends

@@ -21,6 +21,7 @@ from miniatures import generator
 import mmgen
 from mmgen import config
 from mmgen.parallel import distributed
+from mmgen.parallel.watch import Watch
 from mmgen.training import loop
 from mmgen.training.metrics import read_metrics
 
@@ -33,6 +34,7 @@ def train(*place: str) -> None:
         distributed.initialize(place[0], *map(int, place[1:]), timeout=60)
         if place[2] == os.environ.get("HANGS"):
             loop.feed = hanging(loop.feed)
+    Watch.ends_program = True  # as of the command
     mmgen.train(generator(Path(), steps=STEPS, every_checkpoint=3), "run")
 
 

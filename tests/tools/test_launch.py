@@ -31,12 +31,17 @@ def test_slurm_queues_itself_again(told):
 
 
 @pytest.mark.parametrize(
-    ("code", "restarts", "again"), [(143, 0, True), (75, 0, True), (137, 99, True), (137, 100, False), (2, 0, False)]
+    ("code", "state", "restarts", "again"),
+    [
+        *((code, "RUNNING", 0, code in (75, 137, 143)) for code in (0, 1, 2, 75, 134, 137, 139, 143)),
+        *((143, state, 0, False) for state in ("CANCELLED", "COMPLETING")),
+        *((137, "RUNNING", restarts, restarts < 100) for restarts in (99, 100)),
+    ],
 )
-def test_slurm_queues_again_what_lost_a_process(told, tmp_path, code, restarts, again):
-    """`srun` ends with the largest code of the processes."""
+def test_slurm_queues_again_what_lost_a_process(told, tmp_path, code, state, restarts, again):
+    """Not what crashes by itself (134, 139) or was cancelled. `srun` ends with the largest code of the processes."""
     job = told("slurm.sh", "--dry-run", *GIVEN["slurm.sh"]).stdout.split("<<'JOB'\n")[1].removesuffix("JOB\n")
-    commands(tmp_path, srun=f"exit {code}", scontrol=f"echo $* > {tmp_path}/log")
+    commands(tmp_path, srun=f"exit {code}", squeue=f"echo {state}", scontrol=f"echo $* > {tmp_path}/log")
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
     assert subprocess.run(["bash"], input=job, text=True, env=environment, timeout=20).returncode == code
     assert (tmp_path / "log").exists() == again and (not again or (tmp_path / "log").read_text() == "requeue 7\n")

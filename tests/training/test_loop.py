@@ -21,6 +21,7 @@ from mmgen_tokenizers.errors import UserError, is_full_disk
 from regression import Regression, batches, experiment, run, validation
 
 from mmgen.parallel import chips
+from mmgen.parallel.watch import Watch
 from mmgen.training import checkpoint, clock, loop, report
 from mmgen.training.metrics import MetricsLog, read_metrics
 from mmgen.training.state import TrainState
@@ -175,14 +176,20 @@ def test_keeps_the_newest_the_best_and_some_between(tmp_path, monkeypatch):
     assert checkpoint.Checkpoints(tmp_path / "checkpoints", 1).best() == 10
 
 
-def test_the_export_is_written_while_training_goes_on(tmp_path):
-    later, kernels = threading.Event(), []
+def test_the_export_is_written_while_training_goes_on(tmp_path, monkeypatch):
+    """For it and for previews of the first process the others wait longer than for anything else."""
+    later, kernels, watch, alone = threading.Event(), [], Watch(), {}
+    wait = loop.Exports.wait
+    monkeypatch.setattr(loop.Exports, "wait", lambda self: (alone.setdefault("export", watch._alone), wait(self)))
 
     class Slow(Regression):
         def export(self, weights, folder):
             assert later.wait(30)  # for a batch that training asks for long after this step
             kernels.append(np.array(weights["dense"]["kernel"]))
             super().export(weights, folder)
+
+        def preview(self, weights, folder, step):
+            alone["preview"] = watch._alone
 
     def watched(start):
         for index, batch in enumerate(batches(start), start):
@@ -191,7 +198,8 @@ def test_the_export_is_written_while_training_goes_on(tmp_path):
             yield batch
 
     chosen = experiment(steps=10, keep=5)
-    loop.fit(chosen, Slow(), tmp_path, watched, validation)
+    loop.fit(chosen, Slow(), tmp_path, watched, validation, watch=watch)
+    assert alone == {"export": True, "preview": True} and not watch._alone
     straight = run(tmp_path.with_name("straight"), steps=5)
     np.testing.assert_array_equal(kernels[0], np.load(straight.folder / "export/weights.npz")["kernel"])
     assert len(kernels) == 2 and exported_step(tmp_path) == 10

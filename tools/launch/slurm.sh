@@ -6,6 +6,7 @@
 #
 # RUN lies on a disk that all nodes see. From the environment: GPUS a node (8), TIME (24:00:00), GRACE seconds to save in before
 # the time is over (300), RESTARTS (100), SBATCH_ARGS (partition, account ...), SETUP, a command before mmgen (". env/start").
+# To end it for good: scontrol update JobId=ID Requeue=0 && scancel ID
 set -euo pipefail
 
 dry=no
@@ -14,7 +15,7 @@ if [[ "${1:-}" == --dry-run ]]; then
     shift
 fi
 if (($# < 3)); then
-    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
 nodes=$1 run=$2
@@ -32,11 +33,12 @@ job="#!/usr/bin/env bash
 #SBATCH --open-mode=append
 #SBATCH --output=$run/slurm-%j.log
 ${SETUP:-}
-# After SIGTERM processes save and end with 143; where one is killed (137, or another above 128) the others end with 75; by a
-# mistake of the user's all end with 2. What was preempted SLURM queues again by itself.
+# After SIGTERM processes save and end with 143; where one is killed (137) or lost the others end with 75; by a mistake of the
+# user's all end with 2. What was preempted SLURM queues again by itself, and what is CANCELLED or COMPLETING is to end.
 code=0
 srun $train || code=\$?
-if ((code == 75 || code > 128)) && ((\${SLURM_RESTART_COUNT:-0} < ${RESTARTS:-100})); then
+state=\$(squeue --noheader --jobs \"\$SLURM_JOB_ID\" --format %T)
+if [[ \$code =~ ^(75|137|143)\$ && \$state != C* ]] && ((\${SLURM_RESTART_COUNT:-0} < ${RESTARTS:-100})); then
     scontrol requeue \"\$SLURM_JOB_ID\"
 fi
 exit \$code"
