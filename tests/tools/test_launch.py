@@ -138,3 +138,10 @@ def test_it_is_short_and_says_how_to_use_it(told, name, repository):
     assert done.returncode == 2 and f"tools/launch/{name} [--dry-run]" in done.stderr
     if shutil.which("shellcheck"):
         assert subprocess.run(["shellcheck", repository / "tools/launch" / name]).returncode == 0
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_what_cannot_be_a_name_or_a_number_shows_how(told, name):
+    for first in ("--help", "Mine_Run"):
+        shown = told(name, first, *GIVEN[name][1:])
+        assert shown.returncode == 2 and f"tools/launch/{name} [--dry-run]" in shown.stderr and not shown.stdout

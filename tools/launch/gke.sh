@@ -12,7 +12,7 @@ set -euo pipefail
 
 dry=no
 if [[ "${1:-}" == --dry-run ]]; then dry=yes && shift; fi
-if (($# < 6)); then sed -n '2,10s/^# \{0,1\}//p' "$0" >&2 && exit 2; fi
+if (($# < 6)) || [[ ! $1 =~ ^[a-z][a-z0-9-]*$ ]]; then sed -n '2,10s/^# \{0,1\}//p' "$0" >&2 && exit 2; fi
 name=$1 accelerator=$2 topology=$3 image=$4 run=$5
 shift 5
 words=("${@//\\/\\\\}" --out "${run//\\/\\\\}")

@@ -14,7 +14,7 @@ if [[ "${1:-}" == --dry-run ]]; then
     dry=yes
     shift
 fi
-if (($# < 3)); then
+if (($# < 3)) || [[ ! $1 =~ ^[1-9][0-9]*$ ]]; then
     sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi

@@ -14,7 +14,7 @@ if [[ "${1:-}" == --dry-run ]]; then
     dry=yes
     shift
 fi
-if (($# < 5)); then
+if (($# < 5)) || [[ ! $1 =~ ^[a-z][a-z0-9-]*$ ]]; then
     sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
