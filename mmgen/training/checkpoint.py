@@ -108,8 +108,10 @@ class Checkpoints:
             restored = self._manager.restore(step, args=ocp.args.Composite(**wanted))
             if CHECKSUM in wanted and int(checksum(restored["state"])) != restored[CHECKSUM]["bits"]:
                 raise ValueError("its numbers are not those that were saved")
-        except (ValueError, KeyError, OSError) as error:
-            raise _cannot_read(folder, error) from error
+        except Exception as error:
+            if not isinstance(error, ValueError | KeyError | OSError) and type(error) is not Exception:
+                raise
+            raise _cannot_read(folder, error) from error  # orbax makes a plain Exception of what does not decompress
         return jax.tree.map(_taken_over, restored["state"], like)
 
     def restore_newest(self, like: TrainState) -> TrainState | None:
