@@ -55,8 +55,8 @@ Result: this has not been run. What preflight printed, by jax 0.10.2 and libtpu 
       at most 113G tokens, 110M pictures a day
     compiled in 75.4 s, with little optimization (--optimize: as a run is compiled)
 
-With --task.model.attention splash the same step has 3.496 GiB of other temporaries (v5p) and 1.91e+05 TFLOP: no reason to leave plain
-products, until a pod has timed both.
+With --task.model.attention splash the same step has 3.496 GiB of other temporaries (v5p) and 1.91e+05 TFLOP: no reason to
+leave plain products, until a pod has timed both.
 
 Drawing 32 pictures at once takes 54.4 of the 95.74 GiB of each of four v5p chips (--topology v5p:2x2x1 --sample 32).
 """
