@@ -75,13 +75,15 @@ def _wanted(experiment: "Experiment", topology: "Topology", pictures: int | None
 
     with contextlib.suppress(UserError):  # its tokenizer need not be there: then the model is what the experiment says
         experiment = tasks.settled(experiment, None)
-    if pictures is None:
-        train = lambda flags: preflight.prepared(overrides(experiment, flags), topology)  # noqa: E731
-        return train, preflight.changes(experiment, len(topology.devices))
+
+    def train(flags: list[str]) -> preflight.Step:
+        return preflight.prepared(overrides(experiment, flags), topology)
 
     def sample(flags: list[str]) -> preflight.Step:
-        own = dict(zip(flags[::2], flags[1::2], strict=True))
-        number = int(own.pop("--sample", pictures))
-        return sampling.prepared(overrides(experiment, [text for pair in own.items() for text in pair]), topology, number)
+        if flags[:1] == ["--sample"]:
+            return sampling.prepared(experiment, topology, int(flags[1]))
+        return sampling.prepared(overrides(experiment, flags), topology, pictures)
 
+    if pictures is None:
+        return train, preflight.changes(experiment, len(topology.devices))
     return sample, sampling.changes(experiment, pictures)

@@ -27,7 +27,6 @@ from mmgen.model.kv_cache import Cache, bytes_per_row, empty_cache, moved, write
 from mmgen.model.layers import FusedBlock, fuse
 from mmgen.model.positions import rotary_angles
 from mmgen.model.transformer import (
-    axes,
     block_axes,
     build_plan,
     cast,
@@ -125,14 +124,12 @@ def _segment(plan: GenerationPlan, times: np.ndarray, widths: np.ndarray, start:
 def decode_params(c: GeneratorConfig, params: dict, dtype: jnp.dtype, mesh: Mesh | None = None) -> dict:
     """Training parameters -> {"ends" with turned heads, "layers": a list of fused layers}: once, when a model is loaded. One
     layer after the other, so that no device holds all weights twice; in pieces where the mesh splits them."""
-    before, after = axes(c), decode_axes(c)
-    given = placed(mesh, before["ends"], params["ends"])
-    ends = placed(mesh, after["ends"], _decode_ends(c, given, dtype))
-    layers = []
-    for i in range(c.layers):
-        given = placed(mesh, block_axes(c), jax.tree.map(operator.itemgetter(i), params["blocks"]))
-        layers.append(placed(mesh, after["layers"][i], _decode_layer(c, given, dtype)))
-    return {"ends": ends, "layers": layers}
+    after, ends = decode_axes(c), placed(mesh, ends_axes(c), params["ends"])
+    made = {"ends": placed(mesh, after["ends"], _decode_ends(c, ends, dtype)), "layers": []}
+    for i, names in enumerate(after["layers"]):
+        layer = placed(mesh, block_axes(c), jax.tree.map(operator.itemgetter(i), params["blocks"]))
+        made["layers"].append(placed(mesh, names, _decode_layer(c, layer, dtype)))
+    return made
 
 
 def decode_axes(c: GeneratorConfig) -> dict:

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from mmgen_tokenizers.errors import UserError
 
-from mmgen.config import Experiment, GeneratorTask
+from mmgen.config import Experiment, GeneratorTask, MeshSizes
 from mmgen.decoding.autoregressive import Settings, decode_axes, decode_params
 from mmgen.decoding.jobs import REPLICA, Programs, decoder_of, fitting
 from mmgen.decoding.target import resolve
@@ -19,6 +19,7 @@ from mmgen.model.kv_cache import bytes_per_row
 from mmgen.model.layers import compute_dtype
 from mmgen.parallel.chips import Topology
 from mmgen.parallel.mesh import make_mesh, under
+from mmgen.parallel.mesh import resolve as sizes_of
 from mmgen.parallel.preflight import Step, computes_in
 from mmgen.parallel.rules import bytes_each, named, specs
 
@@ -28,9 +29,10 @@ def prepared(experiment: Experiment, topology: Topology, pictures: int) -> Step:
     counts: other devices draw other pictures. Raises UserError where the numbers do not fit."""
     if not isinstance(experiment.task, GeneratorTask):
         raise UserError("--sample is for generators: this experiment trains a tokenizer")
-    c, tensor, replicas = experiment.task.model, experiment.mesh.tensor, _replicas(experiment, topology, pictures)
-    dtype = compute_dtype(computes_in(experiment, topology))
-    mesh = make_mesh((replicas, 1, tensor, 1), topology.devices)
+    c, dtype = experiment.task.model, compute_dtype(computes_in(experiment, topology))
+    shape = replicas, _, tensor, _ = sizes_of(MeshSizes(-1, 1, experiment.mesh.tensor, 1), len(topology.devices))
+    _check_share(pictures, replicas)
+    mesh = make_mesh(shape, topology.devices)
     machine = decoder_of(c, dtype)
     forwards = c.plan.steps if isinstance(c.plan, Masked) else machine.plan.times
     which, settings = resolve(experiment.task.sampling, forwards)
@@ -50,19 +52,13 @@ def prepared(experiment: Experiment, topology: Topology, pictures: int) -> Step:
     return Step(about, mesh, {"parameters": params, "condition": batch}, traced, ("cache", cache), moved, None, unit)
 
 
-def _replicas(experiment: Experiment, topology: Topology, pictures: int) -> int:
-    """What draws pictures of its own, and a power of two of them."""
-    devices, tensor = len(topology.devices), experiment.mesh.tensor
-    if tensor < 1 or devices % tensor:
-        fits = ", ".join(str(n) for n in range(1, min(devices, 64) + 1) if devices % n == 0)
-        raise UserError(f"--mesh.tensor {tensor} does not divide {devices} devices: choose one of {fits}")
-    replicas = devices // tensor
+def _check_share(pictures: int, replicas: int) -> None:
+    """Each replica draws a power of two pictures of its own."""
     if pictures < 1 or pictures % replicas or (pictures // replicas).bit_count() != 1:
         raise UserError(
             f"--sample {pictures}: each of {replicas} replicas draws a power of two pictures, so give {replicas}, "
             f"{2 * replicas}, {4 * replicas} ..."
         )
-    return replicas
 
 
 def _given(c: GeneratorConfig, dtype: jnp.dtype, mesh, rows: tuple[int, int], settings: Settings) -> tuple:
